@@ -1,0 +1,1 @@
+"""The tasks that ship with the trainer, a folder each."""

@@ -1,0 +1,207 @@
+"""Where data sets come from: the hub by id, or a local directory or file laid out as on the hub.
+
+`datasets` does the reading; it is imported only when a set is asked for. What it does not do is said here: which of a
+set's splits are train, val and test, folders of images whose file names look like splits, and errors for people.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from trainer.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
+    "val": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+EXPECTED = "expected parquet, csv or jsonl files named by split (train, validation, test), or one folder a class"
+ROUTE_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set.
+
+    hub_id: owner/name on the hub. subset: its configuration, or the folder of that name below `path`. path: a local
+    directory or file, which is taken instead of the hub where it is given.
+    """
+
+    hub_id: str | None
+    subset: str | None
+    path: str | None
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"data.path={self.path}"
+        return f"hub id {self.hub_id}" + (f" ({self.subset})" if self.subset else "")
+
+
+def load_splits(source: Source) -> dict[str, datasets.Dataset]:
+    """All splits of a set under the names train, val and test; there is always a train.
+
+    Raises: UserError: nothing is there, it cannot be read, or the hub cannot be reached.
+    """
+    found = _load_local(source) if source.path else _load_hub(source)
+    splits = {SPLITS[name]: split for name, split in found.items() if name in SPLITS}
+    if not splits and len(found) == 1:
+        splits = {"train": next(iter(found.values()))}
+    if "train" not in splits:
+        raise UserError(f"{source}: no training split; found {', '.join(map(str, found))}", EXPECTED)
+    empty = [name for name, split in splits.items() if len(split) == 0]
+    if empty:
+        raise UserError(f"{source}: the {empty[0]} split has no rows", EXPECTED)
+    return splits
+
+
+def split_fingerprint(dataset: datasets.Dataset) -> str:
+    """Hash of where a split's rows come from and what was done to them; changes when a source file changes."""
+    return dataset._fingerprint
+
+
+def path_problems(path: str | None, key: str = "data.path") -> list[Problem]:
+    """What is wrong with a local path before anything is read: it is missing or an empty directory."""
+    if path is None:
+        return []
+    place = Path(path).expanduser()
+    if not place.exists():
+        return [Problem(key, path, f"no such file or directory{_nearest_parent(place)}")]
+    if place.is_dir() and not any(file.is_file() for file in place.rglob("*")):
+        return [Problem(key, path, f"the directory is empty; {EXPECTED}")]
+    if place.is_file() and place.suffix.lower() not in FORMATS:
+        return [Problem(key, path, f"not a format that is read; possible: {', '.join(sorted(FORMATS))}")]
+    return []
+
+
+def _nearest_parent(place: Path) -> str:
+    parent = next(parent for parent in place.absolute().parents if parent.exists())
+    names = sorted(child.name for child in parent.iterdir() if not child.name.startswith("."))[:5]
+    return f"; {parent} holds {', '.join(names)}" if names else f"; {parent} is empty"
+
+
+def _load_local(source: Source) -> dict[str, datasets.Dataset]:
+    problems = path_problems(source.path)
+    if problems:
+        raise UserError(*(str(problem) for problem in problems))
+    place = Path(source.path or "").expanduser().resolve()
+    if source.subset and (place / source.subset).is_dir():
+        place = place / source.subset
+    if place.is_file():
+        separator = {"sep": "\t"} if place.suffix.lower() == ".tsv" else {}
+        return _load(source, path=FORMATS[place.suffix.lower()], data_files={"train": str(place)}, **separator)
+    images = _image_splits(place)
+    if images:
+        return _load(source, path="imagefolder", data_files=images)
+    return _load(source, path=str(place))
+
+
+def _image_splits(place: Path) -> dict[str, str] | None:
+    """Patterns of a folder of images by split; None where there are tables or no images.
+
+    datasets takes an image called test_1.png for a test split; here only folders directly below are splits.
+    """
+    files = (file for file in place.rglob("*") if file.is_file() and not file.name.startswith("."))
+    first = next((file for file in files if file.suffix.lower() in IMAGE_SUFFIXES | FORMATS.keys()), None)
+    if first is None or first.suffix.lower() not in IMAGE_SUFFIXES:
+        return None
+    folders = [child.name for child in sorted(place.iterdir()) if child.is_dir() and child.name in SPLITS]
+    root = str(place)
+    return {name: f"{root}/{name}/**" for name in folders} if "train" in folders else {"train": f"{root}/**"}
+
+
+def _load_hub(source: Source) -> dict[str, datasets.Dataset]:
+    if source.hub_id is None:
+        raise UserError("data.path and data.hub_id are both null: name a local directory or a set on the hub")
+    with _offline_without_route():
+        return _load(source, path=source.hub_id, name=source.subset)
+
+
+def _load(source: Source, **arguments: Any) -> dict[str, datasets.Dataset]:
+    """datasets.load_dataset with its errors told as the user's."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        with _quiet(bars=not source.path and os.environ.get("LOCAL_RANK", "0") == "0"):
+            return dict(datasets.load_dataset(**arguments))  # pyright: ignore[reportReturnType]
+    except ConnectionError as error:
+        raise UserError(
+            f"{source}: the hub cannot be reached (offline), and the set is not in its local cache",
+            "take a local copy with data.path=DIRECTORY",
+            EXPECTED,
+        ) from error
+    except DatasetNotFoundError as error:
+        raise UserError(f"{source}: {_sentence(error)}", "a private set needs `hf auth login`") from error
+    except (DatasetsError, OSError, ValueError) as error:
+        raise UserError(f"{source}: cannot be read: {_sentence(error)}", EXPECTED) from error
+
+
+def _sentence(error: BaseException) -> str:
+    """The error that started it all, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 200 else words[:197] + "..."
+
+
+@contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """No log lines beside the error that is told, and no bars where nobody waits for a download."""
+    import datasets
+
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if not bars:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
+        datasets.enable_progress_bars()
+
+
+@contextmanager
+def _offline_without_route() -> Iterator[None]:
+    """Without a route to the hub look only into its local cache: the library would retry for 23 s first."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    if not _route_exists(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
+
+
+def _route_exists(endpoint: str) -> bool:
+    """Whether the server answers; behind a proxy the library finds out by itself."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlsplit(endpoint)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=ROUTE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
