@@ -1,0 +1,36 @@
+# One environment for everything. PYTHON chooses the interpreter that it is made from (3.11 to 3.13).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test test-slow check lint types gpu benchmarks clean
+
+train: $(VENV)/installed  ## install and train the default task
+	$(BIN)/python -m trainer task=cnn
+
+test: $(VENV)/installed  ## the default suite, without a GPU
+	$(BIN)/python -m pytest -m "not gpu and not slow and not slurm"
+
+test-slow: $(VENV)/installed  ## tests that take minutes
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: lint types test  ## what has to hold before a change lands
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/pyright
+
+gpu:  ## tests and benchmarks that need CUDA; writes benchmarks/results/<date>-gpu.md
+	$(or $(wildcard $(BIN)/python),python3) -m pytest -m gpu -p no:cacheprovider
+	$(or $(wildcard $(BIN)/python),python3) -m benchmarks.gpu
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

@@ -1,0 +1,112 @@
+"""python -m trainer [verb] overrides...: verb -> function, errors -> exit codes. Torch-free until a verb needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError, nearest
+
+USAGE = """\
+python -m trainer [verb] [key=value ...]
+
+  python -m trainer task=cnn                     train; the same line resumes an unfinished run
+  python -m trainer task=cnn trainer.devices=2   the same curve on two ranks
+  python -m trainer experiment=NAME              a full recipe from conf/experiment/
+  python -m trainer -m task=cnn optimizer.lr=0.1,0.3   a sweep
+  python -m trainer plan task=cnn                what would run, on what
+  python -m trainer eval run=DIR                 metrics of a run's best weights
+  python -m trainer predict run=DIR ...          apply a run to new input
+
+Options of fit and plan:
+  --cfg job            print the composed configuration and exit
+  --config-dir DIR     add a folder of your own groups, such as DIR/experiment/mine.yaml
+  -m, --multirun       a job for each combination of comma-separated values
+  -h, --help           this text and the members of every group
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script. Returns: exit code; 0 done, 2 the user's to mend, 75 stopped and resumable, 1 our bug."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return run(words)
+    except UserError as error:
+        if speaks():
+            print("\n".join(error.lines), file=sys.stderr)
+        return EXIT_USER
+
+
+def run(words: list[str]) -> int:
+    """Dispatch the verb, which is the first word when it has no "=". Raises: UserError."""
+    if "-h" in words or "--help" in words:
+        print(help_text())
+        return EXIT_DONE
+    if "--version" in words:
+        from trainer import __version__
+
+        print(__version__)
+        return EXIT_DONE
+    verb = words.pop(0) if words and "=" not in words[0] and not words[0].startswith("-") else "fit"
+    if verb not in VERBS:
+        raise UserError(f"{verb}: no such verb; {nearest(verb, list(VERBS))}")
+    return VERBS[verb](words)
+
+
+def speaks() -> bool:
+    """Whether this process tells the user: of several ranks started from the command line, one does."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def help_text() -> str:
+    """Usage, and the members of every configuration group."""
+    from trainer.task import HOME
+
+    lines = [USAGE, "Groups:"]
+    for group in sorted((HOME / "conf").iterdir()):
+        if group.is_dir():
+            members = " ".join(sorted(file.stem for file in group.glob("*.yaml")))
+            lines.append(f"  {group.name}={members}" if members else f"  {group.name}")
+    return "\n".join(lines)
+
+
+def _fit(words: list[str]) -> int:
+    from trainer.fit import fit, print_config, take_options
+
+    options, overrides = take_options(words)
+    if options.print_config:
+        return print_config(overrides, options)
+    if options.multirun:
+        from trainer.sweep import sweep
+
+        return sweep(overrides, options.config_dirs)
+    return fit(overrides, options)
+
+
+def _plan(words: list[str]) -> int:
+    from trainer.fit import take_options
+    from trainer.plan import plan
+
+    options, overrides = take_options(words)
+    return plan(overrides, options)
+
+
+def _on_run(verb: str) -> Callable[[list[str]], int]:
+    def act(words: list[str]) -> int:
+        from trainer.fit import on_run
+
+        return on_run(verb, words)
+
+    return act
+
+
+VERBS: Mapping[str, Callable[[list[str]], int]] = {
+    "fit": _fit,
+    "plan": _plan,
+    "eval": _on_run("eval"),
+    "predict": _on_run("predict"),
+}
+
+__all__ = ["EXIT_BUG", "EXIT_STOPPED", "Path", "main"]

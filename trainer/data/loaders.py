@@ -1,0 +1,123 @@
+"""Loaders that Lightning iterates: no worker processes, since gathering a batch is one vectorised call.
+
+torch's DataLoader collates sample by sample in worker processes and restarts an epoch on resume; here a background
+thread prepares batches ahead (NumPy and torch release the GIL in the copies), and the start of an epoch is asked of
+whoever knows it when iteration begins.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+import torch
+
+from trainer.data.batch import B, Gatherable, StepBatch
+from trainer.data.samplers import Share, StepSampler, evaluation_batches, split_step
+
+T = TypeVar("T")
+
+
+class StepLoader(Generic[B]):
+    """One rank's training batches, one a step.
+
+    position: asked at the start of each epoch for (epoch, steps of it already done), so a resumed epoch goes on at
+    its next step. wait_s: seconds the training loop has waited for data so far.
+    """
+
+    def __init__(
+        self,
+        dataset: Gatherable[B],
+        sampler: StepSampler,
+        share: Share,
+        micro_size: int,
+        device: torch.device,
+        prefetch_batches: int,
+        position: Callable[[], tuple[int, int]],
+    ) -> None:
+        self.dataset, self.sampler, self.share, self.micro_size = dataset, sampler, share, micro_size
+        self.device, self.prefetch_batches, self.position = device, prefetch_batches, position
+        self.wait_s = 0.0
+
+    def __len__(self) -> int:
+        return self.sampler.num_steps
+
+    def __iter__(self) -> Iterator[StepBatch[B]]:
+        epoch, done = self.position()
+        batches = prefetch(self._batches(epoch, done), self.prefetch_batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.wait_s += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch.to(self.device)
+
+    def _batches(self, epoch: int, done: int) -> Iterator[StepBatch[B]]:
+        for indices in self.sampler.epoch_batches(epoch)[done:]:
+            micros = split_step(indices, self.share, self.micro_size)
+            step = StepBatch([self.dataset.gather(m.indices, m.num_valid, epoch) for m in micros], len(indices))
+            yield step.pin_memory() if self.device.type == "cuda" else step
+
+
+class EvaluationLoader(Generic[B]):
+    """One rank's part of a set, each sample once over all ranks, in order."""
+
+    def __init__(
+        self, dataset: Gatherable[B], share: Share, batch_size: int, device: torch.device, prefetch_batches: int
+    ) -> None:
+        self.dataset, self.device, self.prefetch_batches = dataset, device, prefetch_batches
+        self.batches = evaluation_batches(len(dataset), share, batch_size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[B]:
+        gathered = (self.dataset.gather(m.indices, m.num_valid, 0) for m in self.batches)
+        pinned = (batch.pin_memory() for batch in gathered) if self.device.type == "cuda" else gathered
+        for batch in prefetch(pinned, self.prefetch_batches):
+            yield batch.to(self.device)
+
+
+def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+    """Run an iterator in a thread, `depth` items ahead; an exception in it is raised where the item was due."""
+    if depth == 0:
+        yield from items
+        return
+    ready: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[T | None, BaseException | None, bool]) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                if stopped.is_set():
+                    return
+                put((item, None, False))
+            put((None, None, True))
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+            put((None, error, True))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error, last = ready.get()
+            if error is not None:
+                raise error
+            if last:
+                return
+            yield item  # pyright: ignore[reportReturnType]
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,92 @@
+"""What a task's data gives the engine."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import pytorch_lightning as pl
+import torch
+
+from trainer.config import Config
+from trainer.data.batch import Gatherable, MicroBatch
+from trainer.data.loaders import EvaluationLoader, StepLoader
+from trainer.data.samplers import Share, ShuffledSampler, StepSampler
+
+
+class DataModule(pl.LightningDataModule):
+    """Sets, samplers and loaders of one run on one rank.
+
+    A task's subclass implements `load`, which fills `sets`; it may override `train_sampler`. The engine calls `load`
+    before it builds the training module, so that numbers of classes and sizes are known there.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.sets: Mapping[str, Gatherable[MicroBatch]] = {}
+        self.train_loader: StepLoader[MicroBatch] | None = None
+
+    @abstractmethod
+    def load(self, device: torch.device) -> None:
+        """Fill `sets` with "train" and, as far as there are any, "val" and "test".
+
+        Called on every rank; what is built on disk is built by one process under a file lock while the others wait.
+        Raises: UserError: the data is not there or not as configured.
+        """
+
+    def describe(self) -> Mapping[str, object]:
+        """Facts for the run's record: source, sizes, fingerprint, what was held out."""
+        return {name: len(dataset) for name, dataset in self.sets.items()}
+
+    def train_sampler(self) -> StepSampler:
+        """The order of training samples."""
+        return ShuffledSampler(len(self.sets["train"]), self.config.batch.global_size, self.config.seed)
+
+    def train_dataloader(self) -> StepLoader[MicroBatch]:
+        """Lightning's hook."""
+        trainer = self._trainer
+        micro_size = self.config.batch.micro_size or self.config.batch.global_size
+        self.train_loader = StepLoader(
+            self.sets["train"],
+            self.train_sampler(),
+            Share(trainer.global_rank, trainer.world_size),
+            micro_size,
+            trainer.strategy.root_device,
+            self.config.performance.prefetch_batches,
+            self._position,
+        )
+        return self.train_loader
+
+    def val_dataloader(self) -> EvaluationLoader[MicroBatch] | list[object]:
+        """Lightning's hook; an empty list where there is no validation set."""
+        return self.evaluation_loader("val") if "val" in self.sets else []
+
+    def test_dataloader(self) -> EvaluationLoader[MicroBatch] | list[object]:
+        """Lightning's hook; an empty list where there is no test set."""
+        return self.evaluation_loader("test") if "test" in self.sets else []
+
+    def evaluation_loader(self, name: str) -> EvaluationLoader[MicroBatch]:
+        """This rank's part of a set, in order."""
+        trainer = self._trainer
+        return EvaluationLoader(
+            self.sets[name],
+            Share(trainer.global_rank, trainer.world_size),
+            self.config.batch.eval_size,
+            trainer.strategy.root_device,
+            self.config.performance.prefetch_batches,
+        )
+
+    @property
+    def _trainer(self) -> pl.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("loaders exist only inside a Lightning Trainer")
+        return self.trainer
+
+    def _position(self) -> tuple[int, int]:
+        """(epoch, steps done in it). One Lightning batch is one step, so its own progress is the position."""
+        fit_loop = self._trainer.fit_loop
+        batches = fit_loop.epoch_loop.batch_progress
+        # After the last step of an epoch the count still stands while the epoch's number has moved on.
+        done = batches.current.completed if fit_loop.restarting else 0
+        return fit_loop.epoch_progress.current.processed, done

@@ -1,0 +1,69 @@
+"""What the user can mend, told in at most three lines; everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+EXIT_DONE = 0
+EXIT_BUG = 1
+EXIT_USER = 2
+EXIT_STOPPED = 75  # BSD's EX_TEMPFAIL: stopped on request, the same line resumes
+
+
+class UserError(Exception):
+    """Something the user did or can mend: printed without a traceback, exit code 2.
+
+    Args: lines: what was wrong, where, and what is possible; one to three lines.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+
+    @property
+    def lines(self) -> list[str]:
+        """The message, a line each."""
+        return str(self).split("\n")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with the configuration.
+
+    key: dotted path as typed on the command line; value: what stood there; advice: what is possible instead.
+    """
+
+    key: str
+    value: object
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={shown(self.value)}: {self.advice}"
+
+
+class ConfigError(UserError):
+    """All problems of a configuration at once, a line each."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__(*(str(problem) for problem in self.problems))
+
+
+def shown(value: object) -> str:
+    """A value as the user would type it, cut to a length that fits a line."""
+    text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_constant(value) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_constant(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """Advice that names the closest of the choices, or lists them."""
+    close = get_close_matches(word, choices, n=1, cutoff=0.5)
+    listing = ", ".join(sorted(choices))
+    if close and len(listing) > 100:
+        return f"did you mean {close[0]}?"
+    return f"did you mean {close[0]}? (possible: {listing})" if close else f"possible: {listing}"

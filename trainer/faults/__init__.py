@@ -1,0 +1,1 @@
+"""Stopping on request, and what may go wrong in a run."""

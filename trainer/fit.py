@@ -1,0 +1,202 @@
+"""What the verbs do before a rank exists: compose, validate, open the run, start or join ranks. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from trainer.compose import compose_mapping, typed, without_secrets
+from trainer.config import Config
+from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, UserError
+from trainer.launch import RankFailure, World, plan_world, start_ranks
+from trainer.run import Record, Run, open_run
+from trainer.task import TaskSpec
+from trainer.validation import validate
+
+
+@dataclass
+class Options:
+    """What stands on the command line beside overrides."""
+
+    config_dirs: list[Path] = field(default_factory=list)
+    print_config: bool = False
+    multirun: bool = False
+
+
+def take_options(words: Sequence[str]) -> tuple[Options, list[str]]:
+    """Split a command line. Returns: (options, overrides). Raises: UserError: an option there is not."""
+    options, overrides, rest = Options(), [], list(words)
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            options.multirun = True
+        elif name in ("--cfg", "-c", "--config-dir", "-cd"):
+            value = value or (rest.pop(0) if rest else "")
+            if name in ("--config-dir", "-cd"):
+                options.config_dirs.append(Path(value))
+            elif value == "job":
+                options.print_config = True
+            else:
+                raise UserError(f"{name} {value}: possible: {name} job")
+        elif word.startswith("-"):
+            raise UserError(f"{word}: no such option; possible: --cfg job, --config-dir DIR, -m, --help")
+        else:
+            overrides.append(word)
+    return options, overrides
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration and the world it is for. mapping: as written to config.yaml, secrets as references."""
+
+    config: Config
+    mapping: dict[str, Any]
+    task: TaskSpec
+    world: World
+
+
+def prepare(overrides: Sequence[str], options: Options) -> Plan:
+    """Everything that can be known before torch is imported. Raises: UserError: any mistake."""
+    composed = compose_mapping(overrides, options.config_dirs)
+    config, task = typed(composed)
+    world = plan_world(config.trainer)
+    validate(config, task, world)
+    return Plan(config, without_secrets(composed), task, world)
+
+
+def print_config(overrides: Sequence[str], options: Options) -> int:
+    """--cfg job: the composed configuration as YAML, secrets as references."""
+    composed = compose_mapping(overrides, options.config_dirs)
+    print(OmegaConf.to_yaml(without_secrets(composed)), end="")
+    return EXIT_DONE
+
+
+def fit(overrides: Sequence[str], options: Options) -> int:
+    """The verb fit. Returns: exit code."""
+    plan = prepare(overrides, options)
+    if plan.world.joined:
+        return _fit_joined(plan)
+    run = open_run(plan.config, plan.mapping)
+    try:
+        with recorded_attempt(run, plan.world):
+            return on_ranks("fit", run.directory, plan.world, ())
+    except RankFailure as failure:
+        print(failure, file=sys.stderr)
+        return EXIT_BUG
+
+
+def on_ranks(verb: str, run_dir: Path, world: World, arguments: Sequence[str]) -> int:
+    """Do a verb on new ranks, or here where there is only one. Returns: exit code."""
+    if world.launcher == "elastic":
+        start_ranks(world, [verb, str(run_dir), *arguments], run_dir)
+        stopped = verb == "fit" and Record(run_dir).read()["status"] == "stopped"
+        return EXIT_STOPPED if stopped else EXIT_DONE
+    from trainer.rank import run_rank
+
+    return run_rank(verb, run_dir, arguments, world)
+
+
+@contextmanager
+def recorded_attempt(run: Run, world: World) -> Iterator[None]:
+    """Record start and failure of an attempt, and let go of the run at its end; rank 0 records a regular end."""
+    run.record.begin_attempt(world.launcher, world.world_size)
+    try:
+        yield
+    except BaseException as error:
+        run.record.end_attempt("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        run.close()
+
+
+def _fit_joined(plan: Plan) -> int:
+    """torchrun or srun has started this line on every rank: rank 0 opens the run and tells the others where it is."""
+    import torch.distributed as dist
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    from trainer.rank import process_group, run_rank
+
+    handler = get_error_handler()
+    handler.initialize()
+    try:
+        with process_group(plan.config, plan.world):
+            if plan.world.world_size > 1:
+                _compare_configurations(plan.mapping, dist)
+            run = _open_on_first_rank(plan, dist)
+            if run.opened is None:
+                return run_rank("fit", run.directory, (), plan.world)
+            with recorded_attempt(run.opened, plan.world):
+                return run_rank("fit", run.directory, (), plan.world)
+    except Exception as error:
+        handler.record_exception(error)
+        raise
+
+
+@dataclass(frozen=True)
+class _SharedRun:
+    directory: Path
+    opened: Run | None
+
+
+def _open_on_first_rank(plan: Plan, dist: Any) -> _SharedRun:
+    message: list[Any] = [None]
+    opened = None
+    if plan.world.rank == 0:
+        try:
+            opened = open_run(plan.config, plan.mapping)
+            message = [{"directory": str(opened.directory)}]
+        except UserError as error:
+            message = [{"error": error.lines}]
+    if plan.world.world_size > 1:
+        dist.broadcast_object_list(message, src=0)
+    if "error" in message[0]:
+        raise UserError(*message[0]["error"])
+    return _SharedRun(Path(message[0]["directory"]), opened)
+
+
+def _compare_configurations(mapping: dict[str, Any], dist: Any) -> None:
+    """Ranks that were started with different lines would train different experiments as one."""
+    digest = hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()
+    digests: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, digest)
+    different = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
+    if different:
+        raise UserError(
+            f"rank(s) {', '.join(different)} composed another configuration than rank 0",
+            "start every rank with the same line, the same code and the same environment variables",
+        )
+
+
+def on_run(verb: str, words: Sequence[str]) -> int:
+    """A verb that takes a run directory: `run=DIR`, then overrides with a dot and the verb's own arguments without.
+
+    Returns: exit code. Raises: UserError: no such run, or wrong overrides.
+    """
+    from trainer.rank import load_config
+
+    directories = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+    if len(directories) != 1:
+        raise UserError(f"{verb}: needs run=DIR, as in {verb} run=outputs/cnn/lenet5-digits-4f2a91c0")
+    run_dir = Path(directories[0])
+    Record(run_dir).read()
+    arguments = [word for word in words if not word.startswith("run=")]
+    for word in arguments:
+        if "=" not in word:
+            raise UserError(f"{word}: not of the form key=value")
+    _, config, task = load_config(run_dir, arguments)
+    world = plan_world(config.trainer)
+    validate(config, task, world)
+    try:
+        return on_ranks(verb, run_dir, world, arguments)
+    except RankFailure as failure:
+        print(failure, file=sys.stderr)
+        return EXIT_BUG

@@ -1,0 +1,203 @@
+"""The Lightning module that every task extends: one call of `training_step` is one optimizer step.
+
+Lightning's automatic optimisation counts micro-batches as batches, divides each loss by a constant whatever the size
+of its micro-batch, and takes one optimizer. Here a batch is a step: cadences, checkpoints and resume count the same
+thing on any number of ranks, losses are normalised over the global batch, and a GAN is an ordinary task. Precision,
+the scaler and the optimizer's step remain Lightning's.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from trainer.config import Config
+from trainer.data.batch import B, MicroBatch, StepBatch
+from trainer.optimization import build_optimizer, build_scheduler
+
+# Sums over this rank's valid samples of a step, by name, all scalars on the device. `x` is logged as the mean train/x
+# over the global batch; `num_x` is a count and is logged as the rate perf/x_per_s.
+StepSums = dict[str, Tensor]
+
+
+class TrainingModule(pl.LightningModule):
+    """A task's networks, its step and its metrics.
+
+    A task implements `networks`, `training_step`, `evaluation_step` and `evaluation_metrics`; one with an ordinary
+    loss extends `SupervisedModule` instead of writing `training_step`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.automatic_optimization = False
+        # What to call in training: the network itself, or what the strategy has wrapped around it.
+        self.replicas: dict[str, nn.Module] = {}
+        # Norm of each network's global gradient at the last logged step, before clipping.
+        self.grad_norms: dict[str, Tensor] = {}
+        # Learning rate that each network's last step has used.
+        self.last_rates: dict[str, float] = {}
+
+    @abstractmethod
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks by name; each is wrapped, sharded, compiled and optimised on its own. The last one's optimizer
+        counts the step."""
+
+    @abstractmethod
+    def training_step(self, batch: StepBatch[Any], batch_idx: int) -> StepSums:
+        """Do one optimizer step and return this rank's sums."""
+
+    @abstractmethod
+    def evaluation_step(self, batch: Any, metrics_prefix: str) -> None:
+        """Add one evaluation batch to the metrics of "val" or "test"; only its first num_valid rows count."""
+
+    @abstractmethod
+    def evaluation_metrics(self, metrics_prefix: str) -> Mapping[str, float | Tensor]:
+        """Metrics over all ranks since the last call, without prefix ("loss", "accuracy"); called on all ranks."""
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook: until a strategy wraps them, replicas are the networks."""
+        self.replicas = dict(self.networks())
+
+    # ---- building blocks of a step
+
+    def accumulate(self, batch: StepBatch[B], network: str) -> Iterator[B]:
+        """The micro-batches of a step; gradients of `network` are exchanged between ranks after the last one only."""
+        replica = self.replicas[network]
+        for number, micro in enumerate(batch.micro_batches, 1):
+            last = number == len(batch.micro_batches)
+            local = replica.no_sync() if isinstance(replica, DistributedDataParallel) and not last else nullcontext()
+            with local:
+                yield micro
+
+    def global_mean(self, loss_sum: Tensor, batch: StepBatch[Any]) -> Tensor:
+        """A summed loss, scaled so that the ranks' averaged gradients are those of the global batch's mean."""
+        return loss_sum * (self.trainer.world_size / batch.num_samples)
+
+    def optimize(self, network: str) -> None:
+        """Clip, step, schedule and clear one network's gradients."""
+        names = list(self.networks())
+        position = names.index(network)
+        optimizer = self.trainer.strategy._lightning_optimizers[position]
+        self.last_rates[network] = optimizer.optimizer.param_groups[0]["lr"]
+        if position == len(names) - 1:
+            optimizer.step()
+        else:
+            # Lightning counts each LightningOptimizer.step as a global step; only the last network's may count.
+            self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None, self)
+        schedulers = self.trainer.lr_scheduler_configs
+        if schedulers:
+            schedulers[position].scheduler.step()
+        optimizer.optimizer.zero_grad(set_to_none=True)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Lightning's hook, after gradients are unscaled: clip them, and keep their norm where it will be logged."""
+        limit = self.config.trainer.gradient_clip_val
+        logged = (self.trainer.global_step + 1) % self.config.trainer.log_every_n_steps == 0
+        if limit is None and not logged:
+            return
+        gradients = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(gradients, limit if limit is not None else float("inf"))
+        index = [o.optimizer for o in self.trainer.strategy._lightning_optimizers].index(optimizer)
+        self.grad_norms[list(self.networks())[index]] = norm.detach()
+
+    def average_buffers(self) -> None:
+        """Replace floating-point buffers by their mean over ranks; called on all of them.
+
+        Each rank's BatchNorm has seen its own share. Running averages are linear in what was seen, so evaluation and
+        checkpoints then do not depend on the rank.
+        """
+        if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+            return
+        buffers = [b for network in self.networks().values() for b in network.buffers() if b.is_floating_point()]
+        if not buffers:
+            return
+        flat = all_reduce_sum(torch.cat([buffer.flatten() for buffer in buffers]))
+        flat /= torch.distributed.get_world_size()
+        for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+    # ---- Lightning's hooks
+
+    def on_validation_start(self) -> None:
+        """Lightning's hook."""
+        self.average_buffers()
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer and schedule for each network, in the order of `networks`."""
+        optimizers = [build_optimizer(self.parameter_groups(name), self.config) for name in self.networks()]
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        schedulers = [
+            {"scheduler": build_scheduler(optimizer, self.config.scheduler, total_steps), "interval": "step"}
+            for optimizer in optimizers
+        ]
+        return optimizers, schedulers
+
+    def parameter_groups(self, network: str) -> list[dict[str, Any]]:
+        """Parameters of one network for its optimizer: decay for matrices, none for biases and norms."""
+        trained = [p for p in self.networks()[network].parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if p.ndim >= 2]},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Lightning's hook."""
+        self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Lightning's hook."""
+        self.evaluation_step(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Lightning's hook."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Lightning's hook."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, prefix: str) -> None:
+        metrics = {f"{prefix}/{name}": value for name, value in self.evaluation_metrics(prefix).items()}
+        # evaluation_metrics has reduced over ranks already: sync_dist would average the same numbers once more.
+        self.log_dict(metrics, rank_zero_only=False, sync_dist=False)
+
+
+class SupervisedModule(TrainingModule):
+    """One network and a loss that is a sum over samples."""
+
+    model: nn.Module
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The one network."""
+        return {"model": self.model}
+
+    @abstractmethod
+    def loss(self, network: nn.Module, micro: Any) -> tuple[Tensor, StepSums]:
+        """Returns: (loss summed over the valid rows, other sums over the valid rows). `network` is what to call."""
+
+    def training_step(self, batch: StepBatch[MicroBatch], batch_idx: int) -> StepSums:
+        """Forward and backward of each micro-batch, then one step."""
+        totals: StepSums = {}
+        for micro in self.accumulate(batch, "model"):
+            loss_sum, sums = self.loss(self.replicas["model"], micro)
+            self.manual_backward(self.global_mean(loss_sum, batch))
+            for name, value in {"loss": loss_sum.detach(), **sums}.items():
+                totals[name] = totals[name] + value if name in totals else value
+        self.optimize("model")
+        return totals
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum a tensor over all ranks in place; itself where there is one process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values

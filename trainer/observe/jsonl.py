@@ -1,0 +1,59 @@
+"""metrics.jsonl: one line a logged step, readable without any service."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from trainer.run import write_text
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class JsonlLogger(Logger):
+    """Appends {"step": ..., name: value, ...} on rank 0; each line is on its way to disk when the call returns."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self.path = run_dir / METRICS_FILE
+
+    @property
+    def name(self) -> str:
+        """Lightning's hook."""
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        """Lightning's hook."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}}) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
+
+
+def drop_lines_after(run_dir: Path, step: int) -> None:
+    """Forget what a killed attempt logged beyond the checkpoint that the run resumes from."""
+    path = run_dir / METRICS_FILE
+    if path.exists():
+        kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run in order; a last line cut short by a kill is left out."""
+    path = run_dir / METRICS_FILE
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]

@@ -1,0 +1,74 @@
+"""Weights & Biases: one run on rank 0, which never ends or holds up training."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from trainer.config import WandbLogger as WandbConfig
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import WandbLogger
+
+log = logging.getLogger(__name__)
+
+ROUTE_TIMEOUT_S = 3.0
+
+
+def build_wandb_logger(config: WandbConfig, mapping: dict[str, Any], run_dir: Path, wandb_id: str) -> WandbLogger:
+    """Lightning's logger, online or offline as decided here: wandb itself raises after 90 s without a server.
+
+    Args: mapping: the configuration as written to config.yaml, secrets as references. wandb_id: from the record, so
+        that a resumed run continues its curves.
+    """
+    from pytorch_lightning.loggers import WandbLogger
+
+    online = config.mode == "online" or (config.mode == "auto" and can_reach_wandb())
+    (run_dir / "wandb").mkdir(exist_ok=True)
+    return WandbLogger(
+        project=config.project,
+        entity=config.entity,
+        group=config.group,
+        tags=config.tags,
+        notes=config.notes,
+        name=run_dir.name,
+        id=wandb_id,
+        resume="allow",
+        save_dir=str(run_dir),
+        offline=not online,
+        config=mapping,
+        log_model=False,
+        settings={"console": "off", "silent": True},
+    )
+
+
+def can_reach_wandb() -> bool:
+    """Whether there are a key and a route to the server; each lack is told in the log."""
+    import wandb
+
+    if wandb.api.api_key is None:
+        log.info("W&B is offline: no key (wandb login, or WANDB_API_KEY)")
+        return False
+    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=ROUTE_TIMEOUT_S).close()
+    except OSError as error:
+        log.warning("W&B is offline: %s cannot be reached (%s)", address.hostname, error)
+        return False
+    return True
+
+
+def finish_wandb(logger: WandbLogger, exit_code: int, model: Path | None) -> None:
+    """End the W&B run; online, the final model goes up as an artifact of type model."""
+    experiment = logger.experiment
+    if model is not None and not experiment.offline:
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{experiment.id}", type="model")
+        artifact.add_file(str(model))
+        experiment.log_artifact(artifact)
+    experiment.finish(exit_code=exit_code)

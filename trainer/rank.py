@@ -1,0 +1,173 @@
+"""One rank of a run: `python -m trainer.rank VERB RUN_DIR [key=value ...]`, or called in a process that is one.
+
+Everything before this module is torch-free; everything after it is the same whoever started the rank.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from trainer.compose import typed
+from trainer.config import Config
+from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError
+from trainer.launch import World, plan_world, rank_environment
+from trainer.run import Record
+from trainer.task import TaskSpec
+
+MISSING_KEY = object()
+
+
+def main() -> int:
+    """A rank that elastic has started. Returns: exit code."""
+    _die_with_parent()
+    verb, run_dir, *arguments = sys.argv[1:]
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    handler = get_error_handler()
+    handler.initialize()
+    try:
+        return run_rank(verb, Path(run_dir), arguments, None)
+    except UserError as error:
+        # The parent tells it, once for all ranks.
+        handler.record_exception(error)
+        return EXIT_USER
+    except Exception as error:
+        traceback.print_exc()
+        logging.getLogger("trainer").exception("this rank failed")
+        handler.record_exception(error)
+        return EXIT_BUG
+
+
+def run_rank(verb: str, run_dir: Path, arguments: Sequence[str], world: World | None) -> int:
+    """Read the run's configuration, join the process group and do what the verb says.
+
+    Args: world: None in a rank that elastic has started, which finds it in the environment.
+    Returns: exit code. Raises: UserError and everything that goes wrong.
+    """
+    mapping, config, task = load_config(run_dir, arguments)
+    world = world or replace(plan_world(config.trainer), launcher="elastic")
+    _set_up_logs(run_dir, world)
+    if verb == "fit":
+        from trainer.engine import fit
+
+        with process_group(config, world):
+            return _recorded(run_dir, world, lambda: fit(config, mapping, task, world, run_dir))
+    from trainer.evaluate import VERBS
+
+    with process_group(config, world):
+        VERBS[verb](config, task, world, run_dir, arguments)
+    return EXIT_DONE
+
+
+def load_config(run_dir: Path, arguments: Sequence[str] = ()) -> tuple[dict[str, Any], Config, TaskSpec]:
+    """config.yaml of a run, changed by those arguments whose key has a dot.
+
+    Returns: (the mapping with references unresolved, the typed configuration, its task).
+    Raises: UserError: the file cannot be read, or a key or value is wrong.
+    """
+    try:
+        mapping = OmegaConf.load(run_dir / "config.yaml")
+    except OSError as error:
+        raise UserError(f"run={run_dir}: no readable config.yaml") from error
+    for word in arguments:
+        key, _, value = word.partition("=")
+        if "." not in key:
+            continue
+        if OmegaConf.select(mapping, key, default=MISSING_KEY) is MISSING_KEY:
+            raise UserError(f"{word}: no such key in {run_dir / 'config.yaml'}")
+        OmegaConf.update(mapping, key, yaml.safe_load(value))
+    config, task = typed(mapping)  # pyright: ignore[reportArgumentType]
+    plain: Any = OmegaConf.to_container(mapping, resolve=False)
+    return plain, config, task
+
+
+def _recorded(run_dir: Path, world: World, attempt: Callable[[], Any]) -> int:
+    """Rank 0 writes how the attempt ended; a failure is written by whoever holds the run's lock."""
+    from trainer.engine import Outcome
+    from trainer.faults.stop import StopRequested
+
+    try:
+        outcome = attempt()
+    except StopRequested as request:
+        outcome = Outcome("stopped", str(request))
+    if world.rank == 0:
+        Record(run_dir).end_attempt(outcome.status, outcome.cause)
+    # A rank that elastic started must not look failed when it was only asked to stop.
+    return EXIT_STOPPED if outcome.status == "stopped" and world.launcher != "elastic" else EXIT_DONE
+
+
+class process_group:  # noqa: N801 - a context manager that reads as a function
+    """The default process group of a rank, bound to loopback on one host; nothing for a single process."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+
+    def __enter__(self) -> None:
+        if self.world.world_size == 1:
+            return
+        import torch
+
+        if torch.distributed.is_initialized():
+            return
+        for name, value in rank_environment(self.world).items():
+            os.environ.setdefault(name, value)
+        timeout = timedelta(seconds=self.config.launch.timeout_s)
+        backend = "nccl" if self.world.accelerator == "cuda" else "gloo"
+        device = torch.device("cuda", self.world.local_rank) if backend == "nccl" else None
+        torch.distributed.init_process_group(backend, timeout=timeout, device_id=device)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        import torch
+
+        # After an error the peers may be gone, and leaving the group would wait for them.
+        if kind is None and self.world.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _set_up_logs(run_dir: Path, world: World) -> None:
+    """Every rank's log goes to its own file; all ranks but the first print there too."""
+    path = run_dir / "logs" / f"rank-{world.rank}.log"
+    path.parent.mkdir(exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger()
+    for old in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(old)
+    logger.addHandler(handler)
+    logging.captureWarnings(True)
+    logging.getLogger("trainer").setLevel(logging.INFO)
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        noisy = logging.getLogger(name)
+        noisy.handlers.clear()
+        noisy.propagate = True
+    if world.rank != 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this rank when the process that started it is gone, however it went (Linux only)."""
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
