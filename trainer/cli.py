@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError, nearest
+from trainer.errors import EXIT_DONE, EXIT_USER, UserError, nearest
 
 USAGE = """\
 python -m trainer [verb] [key=value ...]
@@ -108,5 +107,3 @@ VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "eval": _on_run("eval"),
     "predict": _on_run("predict"),
 }
-
-__all__ = ["EXIT_BUG", "EXIT_STOPPED", "Path", "main"]

@@ -95,7 +95,7 @@ class TrainingModule(pl.LightningModule):
             self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None, self)
         schedulers = self.trainer.lr_scheduler_configs
         if schedulers:
-            schedulers[position].scheduler.step()
+            schedulers[position].scheduler.step()  # pyright: ignore[reportCallIssue] - never ReduceLROnPlateau
         optimizer.optimizer.zero_grad(set_to_none=True)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

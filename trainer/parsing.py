@@ -96,7 +96,7 @@ def _key_parts(detail: ErrorDetails, root: Any) -> list[str]:
         if not known and not (detail["type"] == "missing" and part == detail["loc"][-1]):
             break
         parts.append(str(part))
-        node = node[part] if known else None
+        node = node[part] if known else None  # pyright: ignore[reportCallIssue, reportArgumentType]
     return parts
 
 

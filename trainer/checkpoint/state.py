@@ -64,7 +64,8 @@ class RandomState(pl.Callback):
 def capture_random_state() -> dict[str, Any]:
     """Generators of Python, NumPy, torch and the GPU, in plain containers that load without running code."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # pyright: ignore[reportAssignmentType]
+    legacy: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = legacy
     return {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
