@@ -1,0 +1,131 @@
+"""Decoded images on disk: one memory-mapped uint8 array a split, built once and shared by all processes and runs.
+
+A cache is a folder named by what decides about its pixels. It is built beside its place and renamed into it, so it is
+there whole or not at all; a file lock lets one process build while the others wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from trainer.errors import UserError
+
+VERSION = 1  # of the layout below and of the decoding; another one makes another folder
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """pixels (N, C, H, W) uint8, memory-mapped. sums, squares (N, C) int64: of each image's pixels and their squares,
+    from which the mean and variance of any subset follow without reading it. unusable: reason by row; such a row is
+    black. sha256: of all pixels, which names the data wherever it came from.
+    """
+
+    folder: Path
+    pixels: np.ndarray
+    sums: np.ndarray
+    squares: np.ndarray
+    unusable: Mapping[int, str]
+    sha256: str
+
+
+def cache_root() -> Path:
+    """Where caches stand: $TRAINER_CACHE, else ~/.cache/trainer."""
+    return Path(os.environ.get("TRAINER_CACHE") or Path.home() / ".cache" / "trainer").expanduser()
+
+
+def image_cache(
+    key: Mapping[str, Any], shape: tuple[int, int, int, int], decode: Callable[[np.ndarray], Mapping[int, str]]
+) -> ImageCache:
+    """Open a cache, or build it.
+
+    Args: key: all that decides about the pixels. shape: (N, C, H, W). decode: fills an array of that shape, returns the
+        reason by row for rows it could not fill.
+    Raises: UserError: the cache directory cannot be written or is too small.
+    """
+    name = hashlib.sha256(json.dumps({**key, "shape": shape, "version": VERSION}, sort_keys=True).encode()).hexdigest()
+    folder = cache_root() / "images" / name[:32]
+    found = _open(folder, shape)
+    if found:
+        return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            found = _open(folder, shape)
+            if found:
+                return found
+            _build(folder, shape, decode)
+    except OSError as error:
+        advice = "TRAINER_CACHE=DIRECTORY in the environment names another place"
+        raise UserError(f"the image cache {folder.parent} cannot be written: {error}", advice) from error
+    found = _open(folder, shape)
+    if found is None:
+        raise RuntimeError(f"{folder} was built and cannot be opened")
+    return found
+
+
+def _open(folder: Path, shape: tuple[int, ...]) -> ImageCache | None:
+    """A whole cache, or None where there is none; a damaged one counts as none."""
+    try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        # Copy-on-write, since torch warns about arrays that cannot be written; nothing ever writes.
+        pixels = np.load(folder / "pixels.npy", mmap_mode="c")
+        sums, squares = np.load(folder / "sums.npy")
+    except (OSError, ValueError):
+        return None
+    if pixels.shape != tuple(shape):
+        return None
+    unusable = {int(row): reason for row, reason in facts["unusable"].items()}
+    return ImageCache(folder, pixels, sums, squares, unusable, facts["sha256"])
+
+
+def _build(folder: Path, shape: tuple[int, ...], decode: Callable[[np.ndarray], Mapping[int, str]]) -> None:
+    needed, free = int(np.prod(shape)), shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise OSError(f"it takes {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free")
+    work = folder.with_suffix(".building")
+    for leftover in (work, folder):  # of a process that was killed; the lock is ours
+        shutil.rmtree(leftover, ignore_errors=True)
+    work.mkdir()
+    try:
+        pixels = np.lib.format.open_memmap(work / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        unusable = decode(pixels)
+        np.save(work / "sums.npy", moments(pixels))
+        facts = {"unusable": unusable, "sha256": hashlib.sha256(pixels.data).hexdigest()}
+        (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        pixels.flush()
+        for path in (*work.iterdir(), work):
+            _sync(path)
+        work.rename(folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def moments(pixels: np.ndarray) -> np.ndarray:
+    """Per image and channel the sum of values and of squares, exact. Args: (N, C, H, W) uint8. Returns: (2, N, C)."""
+    result = np.empty((2, *pixels.shape[:2]), dtype=np.int64)
+    squares = np.arange(256, dtype=np.uint32) ** 2
+    for start in range(0, len(pixels), 1024):
+        chunk = pixels[start : start + 1024]
+        result[0, start : start + 1024] = chunk.sum(axis=(2, 3), dtype=np.int64)
+        result[1, start : start + 1024] = squares[chunk].sum(axis=(2, 3), dtype=np.int64)
+    return result
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,99 @@
+"""The schema of image data sets, shared by every task on images. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from trainer.config import Count, DataConfig, settings
+from trainer.data.sources import path_problems
+from trainer.errors import Problem
+
+ChannelValues = Annotated[list[Annotated[float, Field(ge=0.0, le=1.0)]], Field(min_length=1, max_length=3)]
+ChannelScales = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1, max_length=3)]
+
+
+@settings
+class ImageDataConfig(DataConfig):
+    """Images of one size, decoded once to 8 bits a channel; alone it describes a set that is embedded."""
+
+    image_size: Count | None
+    """Side of the square images, pixels; null takes the images as they are, which must then be all of one size."""
+    resize: Literal["stretch", "crop"]
+    """stretch scales both sides to image_size; crop scales the shorter one and cuts out the centre, never enlarging."""
+    channels: Literal[1, 3] | None
+    """Convert every image to grey (1) or RGB (3); null takes what the first image has and refuses a mixture."""
+    eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the training split that is held out for evaluation where the set brings no evaluation split."""
+    crop_padding: Annotated[int, Field(ge=0)]
+    """Training only: pixels of black around an image, out of which a window of its size is cut at random."""
+    flip: bool
+    """Training only: mirror every other image left to right, at random."""
+    mean: ChannelValues | None
+    """Subtracted per channel, on a scale of 0 to 1; null computes it from the training set."""
+    std: ChannelScales | None
+    """Divided by per channel, on a scale of 0 to 1; null computes it from the training set."""
+
+
+@settings
+class StoredImagesConfig(ImageDataConfig):
+    """Any set of images on the hub or in a local directory: what it is depends on where it is."""
+
+    path: str | None
+    """Local directory (parquet files as on the hub, or one folder a class) or file; null takes the hub."""
+    hub_id: str | None
+    """owner/name on the hub."""
+    subset: str | None
+    """Configuration of the set on the hub, or the folder of that name below path."""
+    image_column: str | None
+    """Column of images; null takes the only one of that type."""
+    label_column: str | None
+    """Column of classes; null takes the only one of that type, or the one called label."""
+    on_corrupt: Literal["refuse", "skip"]
+    """Whether files that cannot be used end the run or are left out; both count them and name the first."""
+
+
+@settings
+class NamedImagesConfig(StoredImagesConfig):
+    """A well-known set: the same wherever its copy is."""
+
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path"})
+
+
+IMAGE_DATAS: dict[str, type[DataConfig]] = {
+    "digits": ImageDataConfig,
+    "mnist": NamedImagesConfig,
+    "fashion_mnist": NamedImagesConfig,
+    "cifar10": NamedImagesConfig,
+    "cifar100": NamedImagesConfig,
+    "image_folder": StoredImagesConfig,
+    "hub": StoredImagesConfig,
+}
+
+
+def image_problems(data: ImageDataConfig) -> list[Problem]:
+    """What the types do not catch: no source, a path that is not there, values that contradict each other."""
+    problems = _source_problems(data) if isinstance(data, StoredImagesConfig) else []
+    if (data.mean is None) != (data.std is None):
+        key = "data.mean" if data.mean is None else "data.std"
+        problems.append(Problem(key, None, "data.mean and data.std are given together, or both are null"))
+    elif data.mean is not None and data.std is not None and len(data.mean) != len(data.std):
+        problems.append(Problem("data.std", data.std, f"data.mean has {len(data.mean)} channels"))
+    if data.channels is not None and data.mean is not None and len(data.mean) != data.channels:
+        problems.append(Problem("data.mean", data.mean, f"needs {data.channels} values, one for each of data.channels"))
+    if data.image_size is not None and data.crop_padding >= data.image_size:
+        advice = f"must be smaller than data.image_size={data.image_size}; usual is an eighth of it"
+        problems.append(Problem("data.crop_padding", data.crop_padding, advice))
+    if data.resize == "crop" and data.image_size is None:
+        problems.append(Problem("data.resize", "crop", "needs data.image_size"))
+    return problems
+
+
+def _source_problems(data: StoredImagesConfig) -> list[Problem]:
+    if data.path is not None:
+        return path_problems(data.path)
+    if data.hub_id is None:
+        key = "data.path" if data.name == "image_folder" else "data.hub_id"
+        return [Problem(key, None, f"data={data.name} needs data.path=DIRECTORY or data.hub_id=OWNER/NAME")]
+    return []
