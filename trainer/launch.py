@@ -5,6 +5,7 @@ Torch-free at import: the world is planned, and checked against the configuratio
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.config import TrainerConfig
-from trainer.errors import ConfigError, Problem, UserError
+from trainer.errors import EXIT_USER, ConfigError, Problem, UserError
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -154,6 +155,8 @@ def start_ranks(world: World, arguments: Sequence[str], run_dir: Path) -> None:
         signals_to_handle="SIGHUP",
         logs_specs=DefaultLogsSpecs(),
     )
+    # What elastic says of a failure, `_first_cause` says in a sentence.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world.world_size)))
     with _passing_signals_on():
         try:
@@ -169,22 +172,24 @@ class RankFailure(Exception):
 def _first_cause(error: ChildFailedError, run_dir: Path) -> Exception:
     """The failure that made the others fail: a rank that was killed or raised, not one whose peer vanished."""
 
-    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, int, int]:
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int, int]:
         rank, failure = item
-        lost_peer = failure.exitcode >= 0 and "Connection" in failure.message and "peer" in failure.message
-        return lost_peer, failure.timestamp, rank
+        ended_by_agent = failure.exitcode == -signal.SIGTERM
+        # elastic's message is the text, or the whole record where the rank has written one.
+        lost_peer = re.search(r"Connection \w+ by peer", str(failure.message)) is not None
+        return ended_by_agent, lost_peer, failure.timestamp, rank
 
     rank, failure = min(error.failures.items(), key=order)
-    data: Any = failure.error_file_data
-    if failure.exitcode == 2 and isinstance(data, dict):
-        return UserError(*data["message"]["message"].removeprefix("UserError: ").split("\n"))
+    data: Any = failure.error_file_data.get("message")
+    if failure.exitcode == EXIT_USER and isinstance(data, dict):
+        return UserError(*re.sub(r"^\w+: ", "", data["message"]).split("\n"))
     log = run_dir / "logs" / f"rank-{rank}.log"
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = "; out of memory?" if name == "SIGKILL" else ""
         return RankFailure(f"rank {rank} was ended by {name}{hint}. Its log: {log}")
     if isinstance(data, dict):
-        trace = data["message"]["extraInfo"]["py_callstack"].rstrip()
+        trace = data["extraInfo"]["py_callstack"].rstrip()
         return RankFailure(f"{trace}\nrank {rank} failed first, as above. Its log: {log}")
     return RankFailure(f"rank {rank} exited with code {failure.exitcode}. Its log: {log}")
 

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -45,7 +44,7 @@ def main() -> int:
         handler.record_exception(error)
         return EXIT_USER
     except Exception as error:
-        traceback.print_exc()
+        # To the log, not to the terminal: the parent shows the first failure of all ranks, last.
         logging.getLogger("trainer").exception("this rank failed")
         handler.record_exception(error)
         return EXIT_BUG

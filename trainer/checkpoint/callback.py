@@ -24,30 +24,30 @@ class Checkpointing(pl.Callback):
         self.config, self.stop = config, stop
         self.store = CheckpointStore(run_dir)
         self.best_value: float | None = None
+        self.stopping = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where the cadence or a stop asks for it. A step that is evaluated is saved after its evaluation."""
+        """Save where the cadence or a stop asks for it.
+
+        A step that is evaluated is saved after its evaluation: Lightning would not make up for it on resuming.
+        """
         module = _checked(pl_module)
-        stopping = self.stop.agreed(trainer, module)
-        every = self.config.checkpoint.every_n_steps
-        due = every is not None and trainer.global_step % every == 0
-        if stopping or (due and not self._evaluates(trainer)):
+        self.stopping = self.stop.agreed(trainer, module)
+        if (self.stopping or self._due(trainer)) and not self._evaluates(trainer):
             self.save(trainer, module)
-        if stopping:
-            raise StopRequested(f"on request after step {trainer.global_step}")
+            self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after an evaluation, and remember the best."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        every = self.config.checkpoint.every_n_steps
-        due = every is not None and trainer.global_step % every == 0
         value = trainer.callback_metrics.get(self.config.monitor.metric)
         better = value is not None and self._is_better(float(value))
-        if self.config.checkpoint.at_evaluation or due or better:
+        if self.config.checkpoint.at_evaluation or self._due(trainer) or better or self.stopping:
             self.save(trainer, _checked(pl_module), mark_best=better)
+        self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The final state."""
@@ -88,6 +88,14 @@ class Checkpointing(pl.Callback):
         if better:
             self.best_value = value
         return better
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        every = self.config.checkpoint.every_n_steps
+        return every is not None and trainer.global_step % every == 0
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        if self.stopping:
+            raise StopRequested(f"on request after step {trainer.global_step}")
 
     def _evaluates(self, trainer: pl.Trainer) -> bool:
         """Whether Lightning evaluates right after this step; its own answer, since it has many cadences."""

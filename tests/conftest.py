@@ -1,0 +1,50 @@
+"""What every test needs: a task of its own that trains in a second, and the command line as a user types it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+SPIRALS = REPOSITORY / "tests" / "fixtures" / "spirals"
+SPIRALS_WORDS = [f"plugins=[{SPIRALS}]", "task=spirals", "logger=none", "trainer.accelerator=cpu"]
+
+# One thread a process: tests run several ranks on few cores, and compare numbers that a thread count may change.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command_line(tmp_path: Path) -> CommandLine:
+    """python -m trainer WORDS in a temporary directory."""
+
+    def run(*words: str, cwd: Path = tmp_path, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "trainer", *words],
+            cwd=cwd,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def in_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The test runs in a directory of its own, and signal handlers are afterwards what they were."""
+    monkeypatch.chdir(tmp_path)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield tmp_path
+    for number, handler in before.items():
+        signal.signal(number, handler)
