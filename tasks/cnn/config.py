@@ -1,0 +1,78 @@
+"""What the CNN task asks of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.config import Config, ModelConfig, NonNegative, TaskConfig, settings
+from trainer.data.image_config import IMAGE_DATAS, ImageDataConfig, image_problems
+from trainer.errors import Problem
+from trainer.task import TaskSpec
+
+LARGEST_SMALL_IMAGE = 64  # pixels; beyond it stem=auto takes ImageNet's
+
+
+@settings
+class CNNConfig(TaskConfig):
+    """How a classifier is trained."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Share of each label that is spread evenly over all classes."""
+    mixup_alpha: NonNegative
+    """Blend each image with another by a share drawn from Beta(alpha, alpha); 0 blends none."""
+
+
+@settings
+class PlainConfig(ModelConfig):
+    """A network that its name says all about."""
+
+
+@settings
+class ResNetConfig(ModelConfig):
+    """A residual network."""
+
+    stem: Literal["auto", "small", "imagenet"]
+    """small: 3x3 convolution at full size; imagenet: 7x7 and pooling, both of stride 2; auto: small up to 64 pixels."""
+
+
+def smallest_image(model: ModelConfig) -> int:
+    """Side in pixels below which a network's maps vanish."""
+    if isinstance(model, ResNetConfig):
+        return 32 if model.stem == "imagenet" else 8
+    return {"lenet5": 16, "reference_cnn": 4}[model.name]
+
+
+def size_problem(model: ModelConfig, image_size: int) -> Problem | None:
+    """Whether images are large enough for a network."""
+    least = smallest_image(model)
+    if image_size >= least:
+        return None
+    return Problem("data.image_size", image_size, f"model={model.name} needs images of at least {least} pixels")
+
+
+def validate(config: Config) -> Sequence[Problem]:
+    """Problems that the types do not catch."""
+    return list(_problems(config))
+
+
+def _problems(config: Config) -> Iterator[Problem]:
+    assert isinstance(config.data, ImageDataConfig)
+    yield from image_problems(config.data)
+    if config.data.image_size is not None:
+        problem = size_problem(config.model, config.data.image_size)
+        if problem is not None:
+            yield problem
+
+
+TASK = TaskSpec(
+    name="cnn",
+    config=CNNConfig,
+    models={"lenet5": PlainConfig, "reference_cnn": PlainConfig, "resnet18": ResNetConfig, "resnet50": ResNetConfig},
+    datas=IMAGE_DATAS,
+    module="tasks.cnn.module:build_module",
+    data="tasks.cnn.data:CNNData",
+    validate=validate,
+)
