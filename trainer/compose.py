@@ -109,9 +109,9 @@ def _missing_member(error: MissingConfigException, overrides: Sequence[Override]
     for override in overrides:
         if override.key_or_group == group:
             member = str(override.value())
-    if not options:
+    if group not in GROUPS:
         return UserError(f"{group or member}: no such group of the configuration; {nearest(group, GROUPS)}")
-    return UserError(f"{group}={member}: no such {group}; {nearest(member, options)}")
+    return UserError(f"{group}={member}: no such {group}; {nearest(member, options) if options else 'there are none'}")
 
 
 def _bad_override(error: Exception, overrides: Sequence[Override]) -> UserError:

@@ -137,8 +137,11 @@ def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
     base = config.run.name or f"{config.model.name}-{config.data.name}-{identity_hash(config)}"
     parent = Path(config.run.root) / config.task.name
     directory, resumed = _choose(parent, base, config)
-    directory.mkdir(parents=True, exist_ok=True)
-    run = Run(directory, resumed, _acquire(directory))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        run = Run(directory, resumed, _acquire(directory))
+    except OSError as error:
+        raise UserError(f"run.root={config.run.root}: {directory} cannot be written ({error.strerror})") from error
     for folder in ("logs", "checkpoints"):
         (directory / folder).mkdir(exist_ok=True)
     if not resumed:
