@@ -1,0 +1,137 @@
+"""What the DCGAN task asks of its configuration. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from trainer.config import Config, Count, ModelConfig, TaskConfig, settings
+from trainer.data.image_config import IMAGE_DATAS, ImageDataConfig, image_problems
+from trainer.errors import Problem
+from trainer.task import TaskSpec
+
+IMAGE_SIZES = (32, 64)
+FEATURES_ADVICE = "possible: pixels, run:DIRECTORY of a finished run of ours, torchscript:FILE"
+
+
+@settings
+class DCGANConfig(TaskConfig):
+    """The game of the two networks, and how it is watched and scored."""
+
+    # How often somebody looks changes nothing of what is learnt.
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"sample_every_n_steps", "num_samples"})
+
+    loss: Literal["non_saturating", "saturating", "hinge"]
+    """non_saturating is BCE with logits and flipped labels for the generator, as in the paper; saturating is the
+    minimax game; hinge has margins and no labels."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)]
+    """Real images are labelled 1 minus this."""
+    discriminator_steps: Count
+    """Updates of the discriminator in one step, each with other real images and other noise."""
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None
+    """Decay per step of the averaged generator that samples and scores come from; null uses the generator itself."""
+    sample_every_n_steps: Count
+    """Steps between two grids of samples."""
+    num_samples: Count
+    """Images of a grid."""
+    features: str
+    """Network whose features the scores are taken in: pixels, run:DIRECTORY or torchscript:FILE."""
+    features_sha256: str | None
+    """SHA-256 of a TorchScript file, which is refused when it is another one."""
+    num_scored: Annotated[int, Field(ge=2)]
+    """Most images that are generated, and compared with as many training images, for a score."""
+
+
+@settings
+class DCGANModel(ModelConfig):
+    """Both networks; their depth follows from the size of the images."""
+
+    width: Count
+    """Channels at half the image's size; they double each time the size halves."""
+    latent_size: Count
+    """Dimensions of the noise."""
+    spectral_norm: bool
+    """Spectral normalisation instead of BatchNorm in the discriminator."""
+
+
+@settings
+class GenerateArguments:
+    """What `predict` takes."""
+
+    n: Count = 64
+    """Images."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Everything random in them follows from it."""
+    interpolate: Annotated[int, Field(ge=2)] | None = None
+    """Images of one walk between two points of the latent space; null takes every image from a point of its own."""
+
+
+def validate(config: Config) -> Sequence[Problem]:
+    """See TaskSpec."""
+    problems = image_problems(config.data) if isinstance(config.data, ImageDataConfig) else []
+    return [*problems, *_size_problems(config), *_loss_problems(config), *_feature_problems(config)]
+
+
+def _size_problems(config: Config) -> Iterator[Problem]:
+    size = config.data.image_size if isinstance(config.data, ImageDataConfig) else None
+    if size is not None and size not in IMAGE_SIZES:
+        yield Problem("data.image_size", size, f"the networks are for {' and '.join(map(str, IMAGE_SIZES))} pixels")
+
+
+def _loss_problems(config: Config) -> Iterator[Problem]:
+    task = config.task
+    if isinstance(task, DCGANConfig) and task.loss == "hinge" and task.label_smoothing:
+        yield Problem("task.label_smoothing", task.label_smoothing, "task.loss=hinge has no labels; set it to 0")
+
+
+def _feature_problems(config: Config) -> Iterator[Problem]:
+    task = config.task
+    if not isinstance(task, DCGANConfig):
+        return
+    kind, _, place = task.features.partition(":")
+    path = Path(place).expanduser()
+    if task.features_sha256 is not None and kind != "torchscript":
+        yield Problem("task.features_sha256", task.features_sha256, "belongs to task.features=torchscript:FILE")
+    if kind == "run":
+        missing = [name for name in ("config.yaml", "model.safetensors") if not (path / name).is_file()]
+        if missing:
+            advice = f"{path} is no finished run: no {' and no '.join(missing)} there"
+            yield Problem("task.features", task.features, advice)
+    elif kind == "torchscript":
+        yield from _torchscript_problems(task, path)
+    elif task.features != "pixels":
+        yield Problem("task.features", task.features, FEATURES_ADVICE)
+
+
+def _torchscript_problems(task: DCGANConfig, path: Path) -> Iterator[Problem]:
+    if not path.is_file():
+        yield Problem("task.features", task.features, f"{path} is no file")
+        return
+    digest = sha256_of(path)
+    if task.features_sha256 != digest:
+        # A TorchScript file is code: it runs only when the user has said which one it is.
+        advice = f"the file's SHA-256 is {digest}; give it to say that this file is meant"
+        yield Problem("task.features_sha256", task.features_sha256, advice)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+TASK = TaskSpec(
+    name="dcgan",
+    config=DCGANConfig,
+    models={"dcgan": DCGANModel},
+    datas=IMAGE_DATAS,
+    module="tasks.dcgan.module:build_module",
+    data="tasks.dcgan.data:DCGANData",
+    validate=validate,
+    predict="tasks.dcgan.predict:generate",
+    predict_arguments=GenerateArguments,
+)

@@ -1,0 +1,166 @@
+"""Watching it learn: grids of samples from fixed noise, a strip and an animation of them, a warning on collapse."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tasks.dcgan.config import DCGANConfig
+from tasks.dcgan.noise import Stream, normal
+from trainer.data.batch import StepBatch
+from trainer.observe.images import log_image
+
+if TYPE_CHECKING:
+    from tasks.dcgan.module import DCGANModule
+
+log = logging.getLogger(__name__)
+
+GAP = 2  # pixels between tiles
+STRIP_ROWS, STRIP_COLUMNS = 8, 10
+MAX_FRAMES, FRAME_MS = 60, 200
+FLAT_STD = 2.0  # grey levels: what samples differ by at a pixel when they are all but one image
+CERTAIN = 0.99  # a discriminator that is this sure of both kinds gives the generator nothing to learn from
+CERTAIN_WINDOWS = 3
+
+
+class SampleGrids(pl.Callback):
+    """Writes samples/step-*.png at a cadence, and from them at the end strip.png and animation.gif."""
+
+    def __init__(self, task: DCGANConfig) -> None:
+        self.every_n_steps, self.num_samples = task.sample_every_n_steps, task.num_samples
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What it starts from; after a resume also the grid that the stop came before."""
+        if trainer.global_step % self.every_n_steps == 0 and not _grid_path(trainer).exists():
+            self._write(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the cadence."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The last grid, and all of them over time."""
+        if not _grid_path(trainer).exists():
+            self._write(trainer, pl_module)
+        if trainer.is_global_zero:
+            over_time(_grid_path(trainer).parent, pl_module.image_shape[1])  # pyright: ignore
+            log_image(trainer, "samples/over_time", _grid_path(trainer).parent / "strip.png")
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        images = fixed_samples(cast("DCGANModule", pl_module), self.num_samples)
+        if not trainer.is_global_zero:
+            return
+        spread = images.float().std(0).mean().item() if len(images) > 1 else FLAT_STD
+        if trainer.global_step and spread < FLAT_STD:
+            _warn(trainer, f"all samples are almost the same image (they differ by {spread:.1f} grey levels)")
+        path = _grid_path(trainer)
+        save_grid(images, path)
+        log_image(trainer, "samples", path)
+
+
+class CollapseWarning(pl.Callback):
+    """Says so when the discriminator has been certain of everything for long."""
+
+    def __init__(self, window_steps: int) -> None:
+        self.window_steps = window_steps
+        self.sums: Tensor | None = None
+        self.num_samples = self.certain_windows = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch[Any], batch_idx: int
+    ) -> None:
+        """Add up on the device; look once a window."""
+        values = torch.stack([outputs["d_real"], outputs["d_fake_before"]])
+        self.sums = values if self.sums is None else self.sums + values
+        self.num_samples += sum(micro.num_valid for micro in batch.micro_batches)
+        if trainer.global_step % self.window_steps == 0:
+            self._look(trainer)
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        assert self.sums is not None
+        real, fake = (self.sums / max(1, self.num_samples)).tolist()
+        self.sums, self.num_samples = None, 0
+        certain = (real > CERTAIN and fake < 1 - CERTAIN) or min(real, fake) > CERTAIN or max(real, fake) < 1 - CERTAIN
+        self.certain_windows = self.certain_windows + 1 if certain else 0
+        if self.certain_windows == CERTAIN_WINDOWS and trainer.is_global_zero:
+            steps = CERTAIN_WINDOWS * self.window_steps
+            _warn(trainer, f"D(x)={real:.3f} and D(G(z))={fake:.3f} for {steps} steps: the generator learns no more")
+
+
+def fixed_samples(module: DCGANModule, num_samples: int) -> Tensor:
+    """The same noise in every grid of a run. Called on all ranks. Returns: (N, C, H, W) uint8 on the CPU."""
+    module.average_buffers()
+    noise = normal(module.config.seed, 0, np.arange(num_samples), module.model.latent_size, Stream.GRID)
+    return module.sample(torch.from_numpy(noise).to(module.device)).cpu()
+
+
+def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
+    """Write images (N, C, H, W) uint8 as one picture, row by row; as good as square unless columns are given."""
+    columns = columns or grid_columns(len(images))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _canvas(list(images.permute(0, 2, 3, 1).numpy()), columns).save(path)
+
+
+def grid_columns(num_images: int) -> int:
+    """Columns of a grid that is as good as square."""
+    return int(np.ceil(num_images**0.5))
+
+
+def over_time(folder: Path, size: int) -> None:
+    """Make strip.png (a sample a row, time from left to right) and animation.gif of the grids in a folder.
+
+    They are made of the files, so a run that was stopped and resumed in between has all of them. size: of a tile.
+    """
+    grids = sorted(folder.glob("step-*.png"))
+    chosen = _evenly([np.asarray(Image.open(path)) for path in grids], STRIP_COLUMNS)
+    tiles = [_tiles(grid, size)[:STRIP_ROWS] for grid in chosen]
+    rows = min(len(column) for column in tiles)
+    _canvas([column[row] for row in range(rows) for column in tiles], len(tiles)).save(folder / "strip.png")
+    frames = [Image.open(path) for path in _evenly(grids, MAX_FRAMES)]
+    frames[0].save(folder / "animation.gif", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+
+
+def _canvas(tiles: Sequence[np.ndarray], columns: int) -> Image.Image:
+    """Tiles (H, W) or (H, W, C) uint8 side by side on black."""
+    tiles = [tile.reshape(*tile.shape[:2], -1) for tile in tiles]
+    height, width, channels = tiles[0].shape
+    rows = -(-len(tiles) // columns)
+    canvas = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels), dtype=np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = (number // columns) * (height + GAP), (number % columns) * (width + GAP)
+        canvas[top : top + height, left : left + width] = tile
+    return Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)
+
+
+def _tiles(grid: np.ndarray, size: int) -> list[np.ndarray]:
+    starts = [range(0, length, size + GAP) for length in grid.shape[:2]]
+    return [grid[top : top + size, left : left + size] for top in starts[0] for left in starts[1]]
+
+
+def _evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` items, evenly spaced, with the first and the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(position)] for position in np.linspace(0, len(items) - 1, count)]
+
+
+def _grid_path(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:08d}.png"
+
+
+def _warn(trainer: pl.Trainer, reason: str) -> None:
+    message = f"warning: training may have collapsed at step {trainer.global_step}: {reason}"
+    print(message, file=sys.stderr)
+    log.warning(message)
