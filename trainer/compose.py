@@ -25,7 +25,9 @@ from trainer.parsing import parse_config
 from trainer.task import HOME, TaskSpec, find_tasks, get_task
 
 CONF = HOME / "conf"
-GROUPS = ("task", "model", "data", "optimizer", "scheduler", "strategy", "logger", "experiment", "debug")
+GROUPS = (
+    "task", "model", "data", "optimizer", "scheduler", "strategy", "logger", "launch", "sweep", "experiment", "debug",
+)  # fmt: skip
 SECRET = re.compile(r"\$\{oc\.env:")
 
 

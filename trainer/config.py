@@ -166,11 +166,77 @@ class RunConfig:
 
 
 @settings
-class LaunchConfig:
-    """How ranks find and lose each other."""
+class LaunchConfig(Named):
+    """How ranks start, find and lose each other."""
 
     timeout_s: Positive
     """Longest wait in a collective before the run ends, seconds."""
+    max_restarts: Annotated[int, Field(ge=0)]
+    """How often the ranks are started again, from the newest checkpoint, after one of them has failed."""
+    min_nodes: Count | None
+    """Fewest nodes that go on training when some are lost; null is trainer.num_nodes."""
+    max_nodes: Count | None
+    """Most nodes that may join; null is trainer.num_nodes."""
+    endpoint: str | None
+    """HOST:PORT of one of several nodes, where they find each other; null takes SLURM's first node."""
+    interface: str | None
+    """Network interface between several nodes, such as ib0; null takes the one that leads to the endpoint."""
+
+
+@settings
+class SlurmLaunchConfig(LaunchConfig):
+    """A batch job: the same line, typed on a login node, writes a script and submits it."""
+
+    nodes: Count
+    """Nodes of the job, each with `trainer.devices` ranks."""
+    starter: Literal["srun", "torchrun"]
+    """srun starts one task a rank; torchrun, one task a node, restarts failed ranks and survives a lost node."""
+    gpus_per_node: Annotated[int, Field(ge=0)]
+    """GPUs of each node; 0 trains on the CPU."""
+    cpus_per_rank: Count | None
+    """Cores of each rank; null leaves it to the cluster."""
+    time_limit: str | None
+    """As sbatch's --time, such as 1-12:00:00; null takes the partition's."""
+    stop_before_s: Count
+    """Seconds ahead of the time limit at which the ranks save and stop."""
+    requeue: bool
+    """Queue the job again when it has stopped ahead of its time limit."""
+    partition: str | None
+    """SLURM partition; null takes the default one."""
+    account: str | None
+    """SLURM account; null takes the user's own."""
+    log_dir: str
+    """Directory of job scripts and logs."""
+    setup: list[str]
+    """Shell lines before the ranks start, such as "module load cuda"."""
+    sbatch_options: list[str]
+    """Further options of sbatch, such as --qos=long."""
+    srun_options: list[str]
+    """Further options of srun, such as --container-image=IMAGE."""
+    python: str | None
+    """Interpreter on the nodes, as in a container; null is the one that submits."""
+    dry_run: bool
+    """Print the job script and submit nothing."""
+
+
+@settings
+class SweepConfig(Named):
+    """How -m goes through its jobs; every combination of comma-separated values is one."""
+
+    parallel: Count
+    """Jobs at a time."""
+
+
+@settings
+class OptunaConfig(SweepConfig):
+    """Jobs whose values Optuna chooses by what earlier ones have reached in monitor.metric."""
+
+    num_trials: Count
+    """Jobs in all, counted over interruptions."""
+    sampler: Literal["tpe", "random"]
+    """Tree-structured Parzen estimator, or values at random."""
+    storage: str | None
+    """URL of Optuna's storage, such as sqlite:///study.db; null is a journal in the sweep's directory."""
 
 
 @settings
@@ -291,6 +357,8 @@ SCHEDULERS: dict[str, type[SchedulerConfig]] = {
     "cosine": DecayConfig,
     "one_cycle": SchedulerConfig,
 }
+LAUNCHES: dict[str, type[LaunchConfig]] = {"local": LaunchConfig, "slurm": SlurmLaunchConfig}
+SWEEPS: dict[str, type[SweepConfig]] = {"grid": SweepConfig, "optuna": OptunaConfig}
 STRATEGIES: dict[str, type[StrategyConfig]] = {"auto": StrategyConfig, "ddp": DDPConfig}
 
 
@@ -312,6 +380,7 @@ class Config:
     checkpoint: CheckpointConfig
     run: RunConfig
     launch: LaunchConfig
+    sweep: SweepConfig
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     """Everything random in a run follows from it."""
     plugins: list[str]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from trainer.config import LOGGERS, OPTIMIZERS, SCHEDULERS, STRATEGIES, Config, Named
+from trainer.config import LAUNCHES, LOGGERS, OPTIMIZERS, SCHEDULERS, STRATEGIES, SWEEPS, Config, Named
 from trainer.errors import ConfigError, Problem, nearest
 from trainer.task import TaskSpec
 
@@ -31,6 +31,8 @@ def parse_config(mapping: Mapping[str, Any], task: TaskSpec) -> Config:
         "scheduler": SCHEDULERS,
         "strategy": STRATEGIES,
         "logger": LOGGERS,
+        "launch": LAUNCHES,
+        "sweep": SWEEPS,
     }
     values: dict[str, Any] = {}
     problems: list[Problem] = []
