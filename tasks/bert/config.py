@@ -1,0 +1,180 @@
+"""The schema of the BERT task, and what the engine knows of it. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from tasks.bert.weights import encoder_problems, position_limit
+from trainer.config import Config, Count, DataConfig, Fraction, ModelConfig, Positive, TaskConfig, settings
+from trainer.data.text_config import NamedTextConfig, StoredTextConfig, TextDataConfig, TextFilesConfig, text_problems
+from trainer.errors import Problem, nearest
+from trainer.task import TaskSpec
+
+METRICS = {
+    "classification": ("val/accuracy", "val/f1", "val/loss", "val/mcc"),
+    "regression": ("val/loss", "val/pearson", "val/spearman"),
+}
+
+
+@settings
+class BertTaskConfig(TaskConfig):
+    """Fine-tuning of an encoder on labelled sentences or pairs."""
+
+    kind: Literal["classification", "regression"]
+    """One of several classes by cross-entropy, or a score by squared error."""
+    class_weights: Literal["balanced"] | list[Positive] | None
+    """Weight of each class in the loss, in the order of the labels; balanced takes N / (C N_c) of the training set."""
+    layer_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Learning rate of a layer as a share of that of the layer above; 1 is the same rate everywhere."""
+    freeze_embeddings: bool
+    """Keep the embeddings as they were loaded."""
+    freeze_layers: Annotated[int, Field(ge=0)]
+    """Keep the first so many layers as they were loaded; they need the embeddings frozen too."""
+
+
+@settings
+class BertModelConfig(ModelConfig):
+    """An encoder with a head for classes or a score."""
+
+    # Computes the same gradients with less memory.
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
+
+    dropout: Fraction | None
+    """Share of activations dropped everywhere in the model; null takes the model's own shares."""
+    gradient_checkpointing: bool
+    """Compute each layer's activations again in the backward pass instead of keeping them."""
+
+
+@settings
+class EncoderConfig(BertModelConfig):
+    """Any BERT-family encoder, from the hub or a local directory."""
+
+    path: str
+    """Hub id, local directory, or package://NAME/FOLDER inside an installed Python package."""
+    revision: str | None
+    """Branch, tag or commit on the hub; null takes the newest."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    """What the weights file must hash to; null takes any."""
+    pretrained: bool
+    """Whether to load the weights; false keeps architecture and tokenizer and starts at random."""
+    num_layers: Count | None
+    """Cut the encoder to its first so many layers; null keeps all."""
+    allow_pickle: bool
+    """Also load weights that are pickled, which can run code of whoever wrote them."""
+
+
+@settings
+class ScratchConfig(BertModelConfig):
+    """A BERT of our own size with random weights and a WordPiece vocabulary learnt from the training split."""
+
+    vocab_size: Annotated[int, Field(ge=100)]
+    """Largest number of word pieces."""
+    hidden_size: Count
+    """Width of a token's representation."""
+    num_layers: Count
+    """Transformer layers."""
+    num_heads: Count
+    """Attention heads of a layer; divides hidden_size."""
+    intermediate_size: Count
+    """Width inside a layer's feed-forward network."""
+    max_positions: Count
+    """Longest text in tokens that the model can take."""
+
+
+@settings
+class IntentsConfig(TextDataConfig):
+    """The customer-service set that the project generates itself."""
+
+    num_train: Count
+    """Utterances of the training split."""
+    num_validation: Count
+    """Utterances of the validation split, of phrasings that the others have not."""
+    num_test: Count
+    """Utterances of the test split, of phrasings that the others have not."""
+
+
+@settings
+class PredictArguments:
+    """python -m trainer predict run=DIR input=FILE: rows in, rows with label and probabilities out."""
+
+    input: str
+    """CSV, JSONL or Parquet file with the columns of text that the run was trained on."""
+    output: str | None = None
+    """File to write, of the format of its ending; null writes predictions.<ending of the input> into the run."""
+
+
+def validate(config: Config) -> Sequence[Problem]:
+    """What the types do not catch."""
+    task, model, data = config.task, config.model, config.data
+    assert isinstance(task, BertTaskConfig) and isinstance(model, BertModelConfig) and isinstance(data, TextDataConfig)
+    return [
+        *_task_problems(task, config.monitor.metric),
+        *(
+            encoder_problems(model.path, model.pretrained, model.allow_pickle)
+            if isinstance(model, EncoderConfig)
+            else ()
+        ),
+        *_size_problems(task, model, data),
+        *text_problems(data),
+    ]
+
+
+def _task_problems(task: BertTaskConfig, metric: str) -> Iterator[Problem]:
+    if task.kind == "regression" and task.class_weights is not None:
+        yield Problem("task.class_weights", task.class_weights, "a score has no classes; null")
+    if metric not in METRICS[task.kind]:
+        yield Problem(
+            "monitor.metric", metric, f"not measured at task.kind={task.kind}; {nearest(metric, METRICS[task.kind])}"
+        )
+    if task.freeze_layers and not task.freeze_embeddings:
+        yield Problem("task.freeze_layers", task.freeze_layers, "needs task.freeze_embeddings=true")
+
+
+def _size_problems(task: BertTaskConfig, model: BertModelConfig, data: TextDataConfig) -> Iterator[Problem]:
+    num_layers = model.num_layers if isinstance(model, (EncoderConfig, ScratchConfig)) else None
+    if num_layers is not None and task.freeze_layers > num_layers:
+        yield Problem("task.freeze_layers", task.freeze_layers, f"the model has {num_layers} layers")
+    if isinstance(model, ScratchConfig) and model.hidden_size % model.num_heads:
+        advice = f"does not divide model.hidden_size={model.hidden_size}"
+        yield Problem("model.num_heads", model.num_heads, advice)
+    limit = model.max_positions if isinstance(model, ScratchConfig) else None
+    if isinstance(model, EncoderConfig):
+        limit = position_limit(model.path)
+    if limit is not None and data.max_length > limit:
+        yield Problem("data.max_length", data.max_length, f"the model takes at most {limit} tokens")
+
+
+MODELS: dict[str, type[ModelConfig]] = {
+    "bert_tiny": ScratchConfig,
+    "bert_base": EncoderConfig,
+    "bert_large": EncoderConfig,
+    "minilm": EncoderConfig,
+    "modernbert": EncoderConfig,
+}
+DATAS: dict[str, type[DataConfig]] = {
+    "intents": IntentsConfig,
+    "sst2": NamedTextConfig,
+    "mrpc": NamedTextConfig,
+    "banking77": NamedTextConfig,
+    "financial_phrasebank": NamedTextConfig,
+    "ag_news": NamedTextConfig,
+    "imdb": NamedTextConfig,
+    "hub_text": StoredTextConfig,
+    "csv": TextFilesConfig,
+    "jsonl": TextFilesConfig,
+    "parquet": TextFilesConfig,
+}
+TASK = TaskSpec(
+    name="bert",
+    config=BertTaskConfig,
+    models=MODELS,
+    datas=DATAS,
+    module="tasks.bert.module:build_module",
+    data="tasks.bert.data:build_data",
+    validate=validate,
+    predict="tasks.bert.predict:predict",
+    predict_arguments=PredictArguments,
+)

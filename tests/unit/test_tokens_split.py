@@ -1,0 +1,96 @@
+import logging
+
+import datasets
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from trainer.data.sources import split_fingerprint
+from trainer.data.text_tokens import tokenize_split
+from trainer.errors import UserError
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "on", "a", "mat", "dog", "ran"]
+
+
+def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAINER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tokenizer():
+    return word_tokenizer(WORDS)
+
+
+def rows(texts, pairs=None):
+    return datasets.Dataset.from_dict({"a": texts} | ({"b": pairs} if pairs else {}))
+
+
+def buffers(cache) -> list[str]:
+    return sorted(path.name for path in (cache / "tokens").iterdir() if path.is_dir())
+
+
+def test_tokens_equal_those_of_the_tokenizer_called_by_hand(tokenizer):
+    texts = ["the cat sat", "a dog", "the unseen word on the mat"]
+    buffer = tokenize_split(rows(texts), "train", ["a"], tokenizer, 32)
+    expected = [[2, *(WORDS.index(w) if w in WORDS else 1 for w in text.split()), 3] for text in texts]
+    found = [buffer.tokens[s:e].tolist() for s, e in zip(buffer.offsets, buffer.offsets[1:], strict=False)]
+    assert found == expected
+    assert buffer.pair_starts.tolist() == [len(ids) for ids in expected]
+
+
+def test_pairs_start_where_the_second_text_does(tokenizer):
+    buffer = tokenize_split(rows(["the cat", "a"], ["sat on", "dog ran on"]), "train", ["a", "b"], tokenizer, 32)
+    assert buffer.tokens.tolist() == [2, 4, 5, 3, 6, 7, 3, 2, 8, 3, 10, 11, 7, 3]
+    assert buffer.pair_starts.tolist() == [4, 3]
+
+
+def test_truncation_is_counted_and_told(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        buffer = tokenize_split(rows(["the cat sat on a mat", "the dog", "a mat on a mat"]), "val", ["a"], tokenizer, 5)
+    assert buffer.num_truncated == 2
+    assert buffer.lengths.tolist() == [5, 4, 5]
+    assert "2 texts of the val split (66.7 %) are cut to 5 tokens" in caplog.text
+
+
+def test_tokenizes_once(tokenizer, tmp_path, monkeypatch):
+    split = rows(["the cat"])
+    tokenize_split(split, "train", ["a"], tokenizer, 8)
+    monkeypatch.setattr("trainer.data.text_tokens.encode_texts", None)
+    assert tokenize_split(split, "train", ["a"], tokenizer, 8).tokens.tolist() == [2, 4, 5, 3]
+    assert len(buffers(tmp_path / "cache")) == 1
+
+
+def test_texts_tokenizer_and_length_decide_the_key(tokenizer, tmp_path):
+    tokenize_split(rows(["the cat"]), "train", ["a"], tokenizer, 8)
+    tokenize_split(rows(["the dog"]), "train", ["a"], tokenizer, 8)
+    tokenize_split(rows(["the cat"]), "train", ["a"], word_tokenizer([*WORDS, "new"]), 8)
+    tokenize_split(rows(["the cat"]), "train", ["a"], tokenizer, 3)
+    assert len(buffers(tmp_path / "cache")) == 4
+    assert split_fingerprint(rows(["the cat"])) == split_fingerprint(rows(["the cat"]))
+
+
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_an_empty_text_is_named_and_leaves_no_buffer(tokenizer, tmp_path, text):
+    with pytest.raises(UserError, match="row 1 of the test split: column a holds an empty text"):
+        tokenize_split(rows(["the cat", text]), "test", ["a"], tokenizer, 8)
+    assert buffers(tmp_path / "cache") == []
+
+
+def test_a_number_is_no_text(tokenizer):
+    with pytest.raises(UserError, match="column a holds int, not a text"):
+        tokenize_split(rows([1, 2]), "train", ["a"], tokenizer, 8)
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_to_mend(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRAINER_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="TRAINER_CACHE"):
+        tokenize_split(rows(["the cat"]), "train", ["a"], tokenizer, 8)
