@@ -331,17 +331,7 @@ class DecayConfig(SchedulerConfig):
 
 @settings
 class StrategyConfig(Named):
-    """How the model is spread over ranks."""
-
-
-@settings
-class DDPConfig(StrategyConfig):
-    """Each rank holds the whole model; gradients are averaged."""
-
-    static_graph: bool
-    """Promise that every step uses the same parameters, which saves bookkeeping."""
-    bucket_cap_mb: Count
-    """Size of a gradient bucket, MiB."""
+    """How the model is spread over ranks; the members are in `trainer.strategies.config`."""
 
 
 LOGGERS: dict[str, type[LoggerConfig]] = {"none": NoLogger, "wandb": WandbLogger}
@@ -359,7 +349,6 @@ SCHEDULERS: dict[str, type[SchedulerConfig]] = {
 }
 LAUNCHES: dict[str, type[LaunchConfig]] = {"local": LaunchConfig, "slurm": SlurmLaunchConfig}
 SWEEPS: dict[str, type[SweepConfig]] = {"grid": SweepConfig, "optuna": OptunaConfig}
-STRATEGIES: dict[str, type[StrategyConfig]] = {"auto": StrategyConfig, "ddp": DDPConfig}
 
 
 @settings

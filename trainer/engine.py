@@ -33,7 +33,7 @@ from trainer.observe.metrics import TrainingMetrics
 from trainer.observe.progress import ProgressBar
 from trainer.observe.summary import print_start, print_summary
 from trainer.run import Record
-from trainer.strategies import build_strategy
+from trainer.strategies.build import build_strategy
 from trainer.task import TaskSpec
 
 log = logging.getLogger(__name__)

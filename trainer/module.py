@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trainer.config import Config
 from trainer.data.batch import B, MicroBatch, StepBatch
 from trainer.optimization import build_optimizer, build_scheduler
+
+if TYPE_CHECKING:
+    from trainer.strategies.networks import NetworkStrategy
 
 # Sums over this rank's valid samples of a step, by name, all scalars on the device. `x` is logged as the mean train/x
 # over the global batch; `num_x` is a count and is logged as the rate perf/x_per_s.
@@ -71,11 +72,8 @@ class TrainingModule(pl.LightningModule):
 
     def accumulate(self, batch: StepBatch[B], network: str) -> Iterator[B]:
         """The micro-batches of a step; gradients of `network` are exchanged between ranks after the last one only."""
-        replica = self.replicas[network]
         for number, micro in enumerate(batch.micro_batches, 1):
-            last = number == len(batch.micro_batches)
-            local = replica.no_sync() if isinstance(replica, DistributedDataParallel) and not last else nullcontext()
-            with local:
+            with self._strategy.accumulating(network, last=number == len(batch.micro_batches)):
                 yield micro
 
     def global_mean(self, loss_sum: Tensor, batch: StepBatch[Any]) -> Tensor:
@@ -96,7 +94,12 @@ class TrainingModule(pl.LightningModule):
         schedulers = self.trainer.lr_scheduler_configs
         if schedulers:
             schedulers[position].scheduler.step()  # pyright: ignore[reportCallIssue] - never ReduceLROnPlateau
-        optimizer.optimizer.zero_grad(set_to_none=True)
+        self._strategy.clear_gradients(optimizer.optimizer)
+
+    @property
+    def _strategy(self) -> NetworkStrategy:
+        # Every strategy of trainer.strategies is one; the import would be circular.
+        return cast("NetworkStrategy", self.trainer.strategy)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Lightning's hook, after gradients are unscaled: clip them, and keep their norm where it will be logged."""

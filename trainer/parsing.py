@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from trainer.config import LAUNCHES, LOGGERS, OPTIMIZERS, SCHEDULERS, STRATEGIES, SWEEPS, Config, Named
+from trainer.config import LAUNCHES, LOGGERS, OPTIMIZERS, SCHEDULERS, SWEEPS, Config, Named
 from trainer.errors import ConfigError, Problem, nearest
+from trainer.strategies.config import STRATEGIES
 from trainer.task import TaskSpec
 
 T = TypeVar("T")

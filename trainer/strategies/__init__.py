@@ -1,5 +1,1 @@
-"""How networks are spread over ranks: `build_strategy` gives Lightning the one that the configuration names."""
-
-from trainer.strategies.build import build_strategy
-
-__all__ = ["build_strategy"]
+"""How networks are spread over ranks: `build.build_strategy` gives Lightning the one that the configuration names."""

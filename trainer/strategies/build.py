@@ -5,18 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 
 import torch
-from pytorch_lightning.strategies import SingleDeviceStrategy, Strategy
+from pytorch_lightning.strategies import Strategy
 
-from trainer.config import Config, DDPConfig
+from trainer.config import Config
 from trainer.launch import World
+from trainer.strategies.config import DDPConfig
 from trainer.strategies.ddp import NetworkDDPStrategy
+from trainer.strategies.networks import SingleStrategy
 
 
 def build_strategy(config: Config, world: World, device: torch.device) -> Strategy:
     """The strategy of this rank; `auto` is the device itself for one process and ddp for several."""
+    options, timeout = config.strategy, timedelta(seconds=config.launch.timeout_s)
     if world.world_size == 1:
-        return SingleDeviceStrategy(device)
-    options = {}
-    if isinstance(config.strategy, DDPConfig):
-        options = {"static_graph": config.strategy.static_graph, "bucket_cap_mb": config.strategy.bucket_cap_mb}
-    return NetworkDDPStrategy(timeout=timedelta(seconds=config.launch.timeout_s), **options)
+        return SingleStrategy(device)
+    return NetworkDDPStrategy(options if isinstance(options, DDPConfig) else None, timeout)

@@ -2,36 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 
 import torch
 from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.module import TrainingModule
+from trainer.strategies.config import DDPConfig
+from trainer.strategies.networks import NetworkStrategy
 
 
-class NetworkDDPStrategy(DDPStrategy):
-    """Wraps each of a module's networks on its own.
+class ParallelNetworkStrategy(NetworkStrategy, DDPStrategy):
+    """Several ranks with a process group; what becomes of a network is the subclass's.
 
     Lightning wraps the whole LightningModule: with two networks every step leaves the other's parameters unused, and
     `training_step` runs inside DDP's forward, where several backwards are a special case. Wrapped one by one, a step
     reads as plain PyTorch does.
     """
 
-    def __init__(self, **options: Any) -> None:
-        # Running statistics of BatchNorm differ between ranks until they are read; see TrainingModule.average_buffers.
-        super().__init__(gradient_as_bucket_view=True, broadcast_buffers=False, **options)
-
-    def configure_ddp(self) -> None:
-        """Wrap the networks and leave the module itself as it is."""
+    @property
+    def training_module(self) -> TrainingModule:
+        """The module whose networks these are."""
         module = self.lightning_module
         if not isinstance(module, TrainingModule):
             raise TypeError(f"{type(module).__name__} is no TrainingModule")
-        for name, network in module.networks().items():
-            module.replicas[name] = self._wrap(network)
+        return module
 
-    def _wrap(self, network: torch.nn.Module) -> torch.nn.Module:
-        if not any(parameter.requires_grad for parameter in network.parameters()):
-            return network
-        return DistributedDataParallel(network, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
+
+class NetworkDDPStrategy(ParallelNetworkStrategy):
+    """Each rank holds the whole of every network and averages its gradients."""
+
+    def __init__(self, options: DDPConfig | None, timeout: timedelta) -> None:
+        # Running statistics of BatchNorm differ between ranks until they are read; see TrainingModule.average_buffers.
+        super().__init__(timeout=timeout, gradient_as_bucket_view=True, broadcast_buffers=False)
+        if options is not None:
+            self._ddp_kwargs |= {"static_graph": options.static_graph, "bucket_cap_mb": options.bucket_cap_mb}
+        self.options = options
+
+    def configure_ddp(self) -> None:
+        """Wrap the networks and leave the module itself as it is."""
+        module = self.training_module
+        for name, network in module.networks().items():
+            if any(parameter.requires_grad for parameter in network.parameters()):
+                module.replicas[name] = self._wrap(network)
+
+    def accumulating(self, network: str, last: bool) -> AbstractContextManager[object]:
+        """See NetworkStrategy."""
+        replica = self.training_module.replicas[network]
+        return nullcontext() if last or not isinstance(replica, DistributedDataParallel) else replica.no_sync()
+
+    def _wrap(self, network: nn.Module) -> DistributedDataParallel:
+        replica = DistributedDataParallel(network, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
+        if self.options is not None:
+            compress_gradients(replica, self.options)
+        return replica
+
+
+def compress_gradients(replica: DistributedDataParallel, options: DDPConfig) -> None:
+    """Let a replica send its gradients in fewer bits."""
+    if options.gradient_compression == "powersgd":
+        # One state a replica: it holds the error that the approximation has made so far.
+        state = powerSGD_hook.PowerSGDState(
+            process_group=None,
+            matrix_approximation_rank=options.powersgd_rank,
+            start_powerSGD_iter=options.powersgd_start_step,
+        )
+        replica.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    elif options.gradient_compression != "none":
+        hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
+        replica.register_comm_hook(torch.distributed.group.WORLD, hooks[options.gradient_compression])
