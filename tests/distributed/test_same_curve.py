@@ -1,0 +1,84 @@
+"""The loss curve is that of a plain PyTorch loop, on one rank, on two, and with accumulation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CommandLine
+from torch.nn.functional import cross_entropy
+
+from trainer.data.image_module import ImageDataModule
+from trainer.fit import Options, prepare
+from trainer.observe.jsonl import read_metrics
+
+NUM_STEPS = 100
+SEED = 3
+WORDS = [
+    "task=cnn",
+    "logger=none",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=null",
+    f"trainer.max_steps={NUM_STEPS}",
+    "trainer.log_every_n_steps=1",
+    "batch.global_size=48",
+    f"seed={SEED}",
+    # SGD shows a wrong scale of the gradient, which Adam would hide. No momentum: a maximum over equal pixels is a tie
+    # that rounding breaks, and momentum would carry one such flip through all later steps.
+    "optimizer=sgd",
+    "optimizer.lr=0.05",
+    "optimizer.momentum=0.0",
+    "optimizer.nesterov=false",
+    "optimizer.weight_decay=0.0",
+]
+
+
+@pytest.fixture(scope="module")
+def plain_curve() -> list[float]:
+    """Twenty lines of PyTorch: permutation, batch, normalise, forward, backward, step."""
+    config, task = (plan := prepare(WORDS, Options())).config, plan.task
+    data = task.build_data(config)
+    assert isinstance(data, ImageDataModule)
+    data.load(torch.device("cpu"))
+    torch.manual_seed(SEED)
+    np.random.seed(SEED)
+    model = task.build_module(config, data).networks()["model"]
+    train = data.sets["train"]
+    everything = train.gather(np.arange(len(train)), len(train), 0)
+    pixels, labels = everything.images.double() / 255, everything.labels  # pyright: ignore[reportAttributeAccessIssue]
+    inputs = ((pixels - pixels.mean()) / pixels.std(correction=0)).float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses: list[float] = []
+    epoch = 0
+    while len(losses) < NUM_STEPS:
+        order = torch.from_numpy(np.random.default_rng([SEED, epoch]).permutation(len(train)))
+        for batch in order.split(48):
+            loss = cross_entropy(model(inputs[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        epoch += 1
+    return losses[:NUM_STEPS]
+
+
+@pytest.mark.parametrize(
+    ("words", "tolerance"),
+    [
+        ([], 1e-6),
+        (["trainer.devices=2"], 1e-5),
+        (["batch.micro_size=12"], 1e-5),
+        (["trainer.devices=2", "batch.micro_size=12"], 1e-5),
+    ],
+    ids=["one rank", "two ranks", "accumulation of 4", "two ranks, accumulation of 2"],
+)
+def test_the_curve_is_that_of_a_plain_loop(
+    words: list[str], tolerance: float, plain_curve: list[float], command_line: CommandLine, tmp_path: Path
+) -> None:
+    done = command_line(*WORDS, *words)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs" / "cnn").iterdir()
+    curve = [line["train/loss"] for line in read_metrics(run) if "train/loss" in line]
+    assert len(curve) == NUM_STEPS
+    assert np.abs(np.array(curve) - np.array(plain_curve)).max() <= tolerance
+    assert plain_curve[-1] < 0.5 * plain_curve[0], "a curve that does not fall would compare nothing"
