@@ -18,6 +18,7 @@ python -m trainer [verb] [key=value ...]
   python -m trainer plan task=cnn                what would run, on what
   python -m trainer eval run=DIR                 metrics of a run's best weights
   python -m trainer predict run=DIR ...          apply a run to new input
+  python -m trainer convert run=DIR checkpoint=last    weights of a checkpoint as safetensors
 
 Options of fit and plan:
   --cfg job            print the composed configuration and exit
@@ -92,6 +93,12 @@ def _plan(words: list[str]) -> int:
     return plan(overrides, options)
 
 
+def _convert(words: list[str]) -> int:
+    from trainer.convert import convert
+
+    return convert(words)
+
+
 def _on_run(verb: str) -> Callable[[list[str]], int]:
     def act(words: list[str]) -> int:
         from trainer.fit import on_run
@@ -106,4 +113,5 @@ VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "plan": _plan,
     "eval": _on_run("eval"),
     "predict": _on_run("predict"),
+    "convert": _convert,
 }

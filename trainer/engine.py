@@ -17,12 +17,12 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
-from safetensors.torch import save_model
 
 from trainer.checkpoint.callback import Checkpointing
 from trainer.checkpoint.state import STATE_FILE, PlainCheckpointIO, RandomState
 from trainer.checkpoint.store import CheckpointStore, read_manifest
 from trainer.config import Config, WandbLogger
+from trainer.convert import MODEL_FILE, read_state, write_weights
 from trainer.data.module import DataModule
 from trainer.errors import UserError
 from trainer.faults.stop import StopOnSignal, StopRequested
@@ -37,8 +37,6 @@ from trainer.strategies.build import build_strategy
 from trainer.task import TaskSpec
 
 log = logging.getLogger(__name__)
-
-MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def build_trainer(
         devices=world.local_world_size,
         num_nodes=world.num_nodes,
         strategy=build_strategy(config, world, rank_device(world)),
-        plugins=[PlainCheckpointIO(), *([JoinedEnvironment(world)] if world.world_size > 1 else [])],
+        plugins=[PlainCheckpointIO(), JoinedEnvironment(world)],
         precision=options.precision,
         max_epochs=options.max_epochs if options.max_epochs is not None else -1,
         max_steps=options.max_steps,
@@ -219,17 +217,18 @@ def build_loggers(config: Config, mapping: dict[str, Any], record: Record) -> li
 
 
 def finish(config: Config, trainer: pl.Trainer, module: TrainingModule, data: DataModule, run_dir: Path) -> Path:
-    """Go back to the best weights, test them where there is a test set, and write them as safetensors."""
-    best = CheckpointStore(run_dir).best()
-    if best is not None:
-        state = torch.load(best / STATE_FILE, map_location=module.device, weights_only=True)
-        module.load_state_dict(state["state_dict"])
+    """Go back to the best weights, test them where there is a test set, and write them as safetensors.
+
+    They come from the checkpoint, which holds them whole whatever the strategy.
+    """
+    store = CheckpointStore(run_dir)
+    state = read_state((store.best() or store.steps()[-1]) / STATE_FILE)
     if "test" in data.sets and config.trainer.limit_test_batches:
+        trainer.strategy.load_model_state_dict(state)
         trainer.test(module, datamodule=data, verbose=False)
     path = run_dir / MODEL_FILE
     if trainer.is_global_zero:
-        # save_model and not save_file: networks may share weights.
-        save_model(module, str(path), metadata={"format": "pt"})
+        write_weights(state["state_dict"], path)
     return path
 
 

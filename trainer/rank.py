@@ -24,6 +24,7 @@ from trainer.config import Config
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError
 from trainer.launch import World, plan_world, rank_environment
 from trainer.run import Record
+from trainer.strategies.config import divides_state
 from trainer.task import TaskSpec
 
 MISSING_KEY = object()
@@ -109,13 +110,14 @@ def _recorded(run_dir: Path, world: World, attempt: Callable[[], Any]) -> int:
 
 
 class process_group:  # noqa: N801 - a context manager that reads as a function
-    """The default process group of a rank, bound to loopback on one host; nothing for a single process."""
+    """The default process group of a rank, bound to loopback on one host; nothing for a process that needs none."""
 
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
+        self.needed = world.world_size > 1 or divides_state(config.strategy)
 
     def __enter__(self) -> None:
-        if self.world.world_size == 1:
+        if not self.needed:
             return
         import torch
 
@@ -126,13 +128,17 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
         timeout = timedelta(seconds=self.config.launch.timeout_s)
         backend = "nccl" if self.world.accelerator == "cuda" else "gloo"
         device = torch.device("cuda", self.world.local_rank) if backend == "nccl" else None
+        if self.world.world_size == 1:
+            alone = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            torch.distributed.init_process_group(backend, timeout=timeout, store=alone, rank=0, world_size=1)
+            return
         torch.distributed.init_process_group(backend, timeout=timeout, device_id=device)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         import torch
 
         # After an error the peers may be gone, and leaving the group would wait for them.
-        if kind is None and self.world.world_size > 1 and torch.distributed.is_initialized():
+        if kind is None and self.needed and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 

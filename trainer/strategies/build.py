@@ -9,7 +9,7 @@ from pytorch_lightning.strategies import Strategy
 
 from trainer.config import Config
 from trainer.launch import World
-from trainer.strategies.config import DDPConfig
+from trainer.strategies.config import DDPConfig, FSDP2Config
 from trainer.strategies.ddp import NetworkDDPStrategy
 from trainer.strategies.networks import SingleStrategy
 
@@ -17,6 +17,10 @@ from trainer.strategies.networks import SingleStrategy
 def build_strategy(config: Config, world: World, device: torch.device) -> Strategy:
     """The strategy of this rank; `auto` is the device itself for one process and ddp for several."""
     options, timeout = config.strategy, timedelta(seconds=config.launch.timeout_s)
+    if isinstance(options, FSDP2Config):
+        from trainer.strategies.fsdp2 import FSDP2Strategy
+
+        return FSDP2Strategy(options, timeout)
     if world.world_size == 1:
         return SingleStrategy(device)
     return NetworkDDPStrategy(options if isinstance(options, DDPConfig) else None, timeout)

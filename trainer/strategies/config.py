@@ -65,6 +65,11 @@ class DeepSpeedFileConfig(StrategyConfig):
     """JSON file; what it says of batch, accumulation, clipping, precision, optimizer and schedule must be ours."""
 
 
+def divides_state(strategy: StrategyConfig) -> bool:
+    """Whether ranks hold different parts of a model's state; such a strategy takes part also in a single process."""
+    return isinstance(strategy, FSDP2Config | ZeroConfig | DeepSpeedFileConfig)
+
+
 STRATEGIES: dict[str, type[StrategyConfig]] = {
     "auto": StrategyConfig,
     "ddp": DDPConfig,

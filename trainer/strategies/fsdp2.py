@@ -1,0 +1,182 @@
+"""Every rank holds a part of each weight, gradient and optimizer state: torch's fully_shard, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from functools import partial
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from trainer.errors import UserError
+from trainer.strategies.config import FSDP2Config
+from trainer.strategies.ddp import ParallelNetworkStrategy
+
+CONTAINERS = (nn.ModuleList, nn.Sequential)
+
+
+class FSDP2Strategy(ParallelNetworkStrategy):
+    """Networks are sharded in place, so training and evaluation call them as they are.
+
+    Lightning's ModelParallelStrategy wants the user's module to shard itself and writes checkpoints that only it can
+    read; here checkpoints hold whole tensors under the same names as on a single device.
+    """
+
+    def __init__(self, options: FSDP2Config, timeout: timedelta) -> None:
+        super().__init__(timeout=timeout)
+        self.options = options
+
+    # ---- setting up
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Lightning's hook: shard, then build the optimizers over the shards."""
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        module = self.training_module
+        if not any(isinstance(network, FSDPModule) for network in module.networks().values()):
+            self.precision_plugin.convert_module(module)
+            for network in module.networks().values():
+                self._shard(network)
+        move_unsharded(module, self.root_device)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def _shard(self, network: nn.Module) -> None:
+        ranks_agree(network, self.root_device)
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        pinned = self.root_device.type == "cuda"
+        policy = CPUOffloadPolicy(pin_memory=pinned) if self.options.cpu_offload else OffloadPolicy()
+        for block in find_blocks(network):
+            if self.options.activation_checkpointing:
+                recompute_in_backward(block)
+            fully_shard(
+                block, mesh=mesh, reshard_after_forward=self.options.reshard_after_forward, offload_policy=policy
+            )
+        fully_shard(network, mesh=mesh, offload_policy=policy)
+
+    def teardown(self) -> None:
+        """Lightning's hook; the shards stay on their devices, where the test after training uses them."""
+        self.precision_plugin.teardown()
+        assert self.accelerator is not None
+        self.accelerator.teardown()
+        self.checkpoint_io.teardown()
+
+    # ---- a step
+
+    def accumulating(self, network: str, last: bool) -> AbstractContextManager[object]:
+        """See NetworkStrategy."""
+        replica = self.training_module.replicas[network]
+        assert isinstance(replica, FSDPModule)
+        replica.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    # ---- checkpoints: whole tensors, on rank 0
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Lightning's hook: weights as on a single device; tied ones stay one tensor."""
+        module = self.training_module
+        owners = {name: id(tensor) for name, tensor in module.named_parameters(remove_duplicate=False)}
+        gathered: dict[int, Any] = {}
+        state: dict[str, Any] = {}
+        for name, tensor in module.state_dict().items():
+            owner = owners.get(name, id(tensor))
+            if owner not in gathered:
+                gathered[owner] = self._whole(tensor)
+            state[name] = gathered[owner]
+        return state
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Lightning's hook."""
+        state = optimizer.state_dict()
+        whole = {
+            number: {key: self._whole(value) for key, value in entries.items()}
+            for number, entries in state["state"].items()
+        }
+        return {"state": whole, "param_groups": state["param_groups"]}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Lightning's hook: before sharding and after it."""
+        module = self.training_module
+        current = module.state_dict()
+        state = {name: part_like(value, current.get(name)) for name, value in checkpoint["state_dict"].items()}
+        module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Lightning's hook."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            parts = {
+                number: {key: part_like(value, parameters[number]) for key, value in entries.items()}
+                for number, entries in saved["state"].items()
+            }
+            optimizer.load_state_dict({"state": parts, "param_groups": saved["param_groups"]})
+
+    def _whole(self, value: Any) -> Any:
+        """A tensor from its parts, kept in host memory by rank 0; every rank has to ask."""
+        if not isinstance(value, DTensor):
+            return value
+        # Parts that are offloaded go through the device, since that is where its ranks can exchange them.
+        whole = cast("DTensor", value.detach().to(self.root_device)).full_tensor()
+        return whole.cpu() if self.is_global_zero else None
+
+
+def find_blocks(network: nn.Module) -> list[nn.Module]:
+    """What is gathered at once: the members, as far as they have weights, of the outermost lists and sequences."""
+    blocks: list[nn.Module] = []
+    for child in network.children():
+        if isinstance(network, CONTAINERS) and not isinstance(child, CONTAINERS):
+            blocks += [child] if any(True for _ in child.parameters()) else []
+        else:
+            blocks += find_blocks(child)
+    return blocks
+
+
+def recompute_in_backward(block: nn.Module) -> None:
+    """Keep only a block's input for the backward. Raises: UserError: the block would remember each batch twice."""
+    if any(isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in block.modules()):
+        raise UserError(
+            "strategy.activation_checkpointing=true: BatchNorm would count each batch twice",
+            "use strategy.activation_checkpointing=false with this model",
+        )
+    # In place of a wrapper module, which would change the names of weights.
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def ranks_agree(network: nn.Module, device: torch.device) -> None:
+    """Give every rank rank 0's weights, as DistributedDataParallel does: a part alone cannot be compared later."""
+    for tensor in [*network.parameters(), *network.buffers()]:
+        whole = tensor.detach().to(device)
+        torch.distributed.broadcast(whole, src=0)
+        tensor.data.copy_(whole)
+
+
+def move_unsharded(module: pl.LightningModule, device: torch.device) -> None:
+    """Move what lies outside the sharded networks, which are where they belong already."""
+    sharded = {id(part) for root in module.modules() if isinstance(root, FSDPModule) for part in root.modules()}
+    for part in module.modules():
+        if id(part) not in sharded:
+            part._apply(lambda tensor: tensor.to(device), recurse=False)
+    module._device = device
+
+
+def part_like(value: Any, like: Any) -> Any:
+    """This rank's part of a whole tensor, divided as `like` is; anything else as it is."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    # Every rank has read the whole tensor, so nothing needs to be sent.
+    part = distribute_tensor(
+        value.to(like.device_mesh.device_type), like.device_mesh, like.placements, src_data_rank=None
+    )
+    return part.to(like.device)
