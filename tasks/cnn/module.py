@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from tasks.cnn.config import CNNConfig, size_problem
 from tasks.cnn.data import CNNData, MixupBatch
@@ -86,24 +86,25 @@ class Metrics(nn.Module):
         super().__init__()
         # Labels were checked when the data was loaded; torchmetrics' own check would wait for the GPU at every batch.
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        # With five classes or fewer one of the best five is always right.
-        self.top5 = MulticlassAccuracy(num_classes, 5, "micro", validate_args=False) if num_classes > 5 else None
         self.loss_sum = SumMetric().set_dtype(torch.float64)
+        # Not torchmetrics' accuracy with top_k, which fails on a rank whose batch holds only a filler. With five
+        # classes or fewer one of the best five is always right.
+        self.top5_right = SumMetric().set_dtype(torch.float64) if num_classes > 5 else None
 
     def forward(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch. Shapes: logits (B, K) float, labels (B,) int64; B may be 0."""
         self.confusion.update(logits, labels)
         self.loss_sum.update(cross_entropy(logits, labels, reduction="none").double().sum())
-        if self.top5 is not None:
-            self.top5.update(logits, labels)
+        if self.top5_right is not None:
+            self.top5_right.update((logits.topk(5).indices == labels[:, None]).sum())
 
     def compute(self) -> tuple[dict[str, float], Tensor]:
         """Means over all ranks and the confusion matrix (K, K) int64 on the CPU, and start anew."""
         confusion = self.confusion.compute().cpu()
         count = int(confusion.sum())
         values = {"loss": float(self.loss_sum.compute()) / count, "accuracy": int(confusion.diagonal().sum()) / count}
-        if self.top5 is not None:
-            values["top5_accuracy"] = float(self.top5.compute())
+        if self.top5_right is not None:
+            values["top5_accuracy"] = float(self.top5_right.compute()) / count
         for metric in self.children():
             cast(SumMetric, metric).reset()
         return values, confusion

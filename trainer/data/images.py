@@ -80,12 +80,12 @@ class ImageTransform(nn.Module):
     def forward(self, images: Tensor, draws: Tensor | None) -> Tensor:
         """Args: images (B, C, H, W) uint8. draws (B, 3) float32 in [0, 1), or None to leave the images as they are.
 
-        Returns: (B, C, H, W) float32, (image / 255 - mean) / std.
+        Returns: (B, C, H, W) float32, (image / 255 - mean) / std in this order, so that the bits are the usual ones.
         """
         if draws is not None and (self.crop_padding or self.flip):
             images = self._window(images, draws)
         pixels = images.to(torch.float32, memory_format=self.memory_format)
-        return pixels.mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
+        return pixels.div_(255).sub_(self.mean).div_(self.std)
 
     def _window(self, images: Tensor, draws: Tensor) -> Tensor:
         """Mirror and cut by one gather: each output pixel names the input pixel that it takes."""
