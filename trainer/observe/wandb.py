@@ -39,7 +39,8 @@ def build_wandb_logger(config: WandbConfig, mapping: dict[str, Any], run_dir: Pa
         id=wandb_id,
         resume="allow",
         save_dir=str(run_dir),
-        offline=not online,
+        # Said to wandb itself: Lightning's offline=True only sets an environment variable that wandb no longer reads.
+        mode="online" if online else "offline",
         config=mapping,
         log_model=False,
         settings={"console": "off", "silent": True},
