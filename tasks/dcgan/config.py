@@ -36,7 +36,7 @@ class DCGANConfig(TaskConfig):
     """Decay per step of the averaged generator that samples and scores come from; null uses the generator itself."""
     sample_every_n_steps: Count
     """Steps between two grids of samples."""
-    num_samples: Count
+    num_samples: Annotated[int, Field(ge=2)]
     """Images of a grid."""
     features: str
     """Network whose features the scores are taken in: pixels, run:DIRECTORY or torchscript:FILE."""

@@ -25,6 +25,7 @@ from trainer.data.batch import StepBatch
 from trainer.data.images import ImageTransform
 from trainer.errors import UserError
 from trainer.module import StepSums, TrainingModule
+from trainer.strategies.batchnorm import convert_sync_batchnorm
 
 SCORES_FILE = "scores.jsonl"
 
@@ -50,6 +51,13 @@ class DCGANModule(TrainingModule):
     def networks(self) -> Mapping[str, nn.Module]:
         """See TrainingModule; the generator ends the step."""
         return {"discriminator": self.discriminator, "generator": self.generator}
+
+    def setup(self, stage: str) -> None:
+        """See TrainingModule."""
+        if self.config.trainer.sync_batchnorm and self.trainer.world_size > 1:
+            for network in self.networks().values():
+                convert_sync_batchnorm(network, self.trainer.strategy.root_device)
+        super().setup(stage)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Lightning's hook."""
@@ -86,7 +94,7 @@ class DCGANModule(TrainingModule):
             loss = discriminator_loss(on_real, on_fake, self.task.loss, self.task.label_smoothing)
             self.manual_backward(self.global_mean(loss, batch))
             _add(sums, loss_d=loss, d_real=_probabilities(on_real), d_fake_before=_probabilities(on_fake))
-        self._optimize("discriminator")
+        self.optimize("discriminator")
         return sums, fake if keep else None
 
     def _train_generator(self, batch: StepBatch[GanBatch], kept: Tensor | None) -> StepSums:
@@ -100,22 +108,13 @@ class DCGANModule(TrainingModule):
                 loss = generator_loss(on_fake, self.task.loss)
                 self.manual_backward(self.global_mean(loss, batch))
                 _add(sums, loss_g=loss, d_fake_after=_probabilities(on_fake))
-        self._optimize("generator")
+        self.optimize("generator")
         self._move_average()
         return sums
 
     def _generate(self, noise: Tensor, with_graph: bool) -> Tensor:
         with torch.set_grad_enabled(with_graph):
-            fake = self.replicas["generator"](noise)
-        if not with_graph:
-            # Autocast keeps the weights that it has cast, and those without a graph would be taken for training too.
-            torch.clear_autocast_cache()
-        return fake
-
-    def _optimize(self, network: str) -> None:
-        self.optimize(network)
-        # Autocast would go on with the weights it has cast before this update until the step ends.
-        torch.clear_autocast_cache()
+            return self.replicas["generator"](noise)
 
     # ---- the averaged generator
 

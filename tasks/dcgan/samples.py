@@ -29,7 +29,7 @@ STRIP_ROWS, STRIP_COLUMNS = 8, 10
 MAX_FRAMES, FRAME_MS = 60, 200
 FLAT_STD = 2.0  # grey levels: what samples differ by at a pixel when they are all but one image
 CERTAIN = 0.99  # a discriminator that is this sure of both kinds gives the generator nothing to learn from
-CERTAIN_WINDOWS = 3
+LONG = 3  # windows in a row that something must be wrong in before it is told
 
 
 class SampleGrids(pl.Callback):
@@ -37,6 +37,7 @@ class SampleGrids(pl.Callback):
 
     def __init__(self, task: DCGANConfig) -> None:
         self.every_n_steps, self.num_samples = task.sample_every_n_steps, task.num_samples
+        self.flat_grids = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What it starts from; after a resume also the grid that the stop came before."""
@@ -47,8 +48,15 @@ class SampleGrids(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """At the cadence."""
-        if trainer.global_step % self.every_n_steps == 0:
-            self._write(trainer, pl_module)
+        if trainer.global_step % self.every_n_steps:
+            return
+        spread = self._write(trainer, pl_module)
+        self.flat_grids = self.flat_grids + 1 if spread < FLAT_STD else 0
+        if self.flat_grids == LONG and trainer.is_global_zero:
+            reason = (
+                f"all samples are almost one image (they differ by {spread:.1f} grey levels), {LONG} grids in a row"
+            )
+            _warn(trainer, reason)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last grid, and all of them over time."""
@@ -58,16 +66,14 @@ class SampleGrids(pl.Callback):
             over_time(_grid_path(trainer).parent, pl_module.image_shape[1])  # pyright: ignore
             log_image(trainer, "samples/over_time", _grid_path(trainer).parent / "strip.png")
 
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
+        """Returns: standard deviation over the samples, averaged over pixels, in grey levels."""
         images = fixed_samples(cast("DCGANModule", pl_module), self.num_samples)
-        if not trainer.is_global_zero:
-            return
-        spread = images.float().std(0).mean().item() if len(images) > 1 else FLAT_STD
-        if trainer.global_step and spread < FLAT_STD:
-            _warn(trainer, f"all samples are almost the same image (they differ by {spread:.1f} grey levels)")
-        path = _grid_path(trainer)
-        save_grid(images, path)
-        log_image(trainer, "samples", path)
+        if trainer.is_global_zero:
+            path = _grid_path(trainer)
+            save_grid(images, path)
+            log_image(trainer, "samples", path)
+        return images.float().std(0, unbiased=False).mean().item()
 
 
 class CollapseWarning(pl.Callback):
@@ -94,8 +100,8 @@ class CollapseWarning(pl.Callback):
         self.sums, self.num_samples = None, 0
         certain = (real > CERTAIN and fake < 1 - CERTAIN) or min(real, fake) > CERTAIN or max(real, fake) < 1 - CERTAIN
         self.certain_windows = self.certain_windows + 1 if certain else 0
-        if self.certain_windows == CERTAIN_WINDOWS and trainer.is_global_zero:
-            steps = CERTAIN_WINDOWS * self.window_steps
+        if self.certain_windows == LONG and trainer.is_global_zero:
+            steps = LONG * self.window_steps
             _warn(trainer, f"D(x)={real:.3f} and D(G(z))={fake:.3f} for {steps} steps: the generator learns no more")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainer.strategies.batchnorm import GlobalBatchNorm, convert_sync_batchnorm
 
 CHANNELS = 3
+CPU = torch.device("cpu")
 
 
 def network(momentum: float | None = 0.1) -> nn.Sequential:
@@ -43,7 +44,7 @@ def two_steps(model: nn.Module, parts: list[Tensor]) -> dict[str, Tensor]:
 def on_rank(rank: int, rows: list[int], momentum: float | None, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(rows))
-    model = convert_sync_batchnorm(network(momentum))
+    model = convert_sync_batchnorm(network(momentum), CPU)
     parts = [whole.split(rows)[rank] for whole in (images(), images().flip(0))]
     torch.save(two_steps(model, parts), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -67,15 +68,20 @@ def test_ranks_equal_one_batch(tmp_path: Path, rows: list[int], momentum: float 
 
 
 def test_conversion_keeps_keys_and_values() -> None:
-    plain, converted = network(), convert_sync_batchnorm(network())
+    plain, converted = network(), convert_sync_batchnorm(network(), CPU)
     assert isinstance(converted[0], GlobalBatchNorm)  # pyright: ignore[reportIndexIssue]
     assert list(plain.state_dict()) == list(converted.state_dict())
     for before, after in zip(plain.state_dict().values(), converted.state_dict().values(), strict=True):
         assert torch.equal(before, after)
 
 
+def test_gpus_get_torchs_own_layer() -> None:
+    converted = convert_sync_batchnorm(network(), torch.device("cuda"))
+    assert type(converted[0]) is nn.SyncBatchNorm  # pyright: ignore[reportIndexIssue]
+
+
 def test_one_process_computes_what_batchnorm_does() -> None:
-    plain, converted = network(), convert_sync_batchnorm(network())
+    plain, converted = network(), convert_sync_batchnorm(network(), CPU)
     for model in (plain, converted):
         model.train()
     assert torch.equal(plain(images()), converted(images()))
@@ -89,7 +95,7 @@ def test_bf16_keeps_statistics_in_single_precision(tmp_path: Path) -> None:
 def _bf16_on_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    layer = convert_sync_batchnorm(nn.BatchNorm2d(CHANNELS))
+    layer = convert_sync_batchnorm(nn.BatchNorm2d(CHANNELS), CPU)
     output = layer(images().split([4, 3])[rank].bfloat16())
     assert output.dtype == torch.bfloat16
     expected = nn.BatchNorm2d(CHANNELS)

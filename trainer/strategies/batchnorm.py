@@ -6,12 +6,14 @@ it stays in charge.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _AllReduceSum(Function):
@@ -28,17 +30,21 @@ class _AllReduceSum(Function):
         return _AllReduceSum.apply(gradient.contiguous())  # pyright: ignore[reportReturnType]
 
 
-class GlobalBatchNorm(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm, which on CPU ranks takes its statistics over the global batch as well.
+# torch.compile cannot follow a collective of this kind: it compiles what is before and after.
+_all_reduce_sum = cast(Callable[[Tensor], Tensor], torch.compiler.disable(_AllReduceSum.apply))
 
-    Ranks may hold different numbers of rows, or none. The same parameters and buffers as nn.BatchNorm1d/2d/3d.
+
+class GlobalBatchNorm(_BatchNorm):
+    """nn.BatchNorm1d/2d/3d whose training statistics are those of the global batch, on CPU ranks.
+
+    Ranks may hold different numbers of rows, or none. No subclass of torch's SyncBatchNorm: DDP refuses those on the
+    CPU by their type.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: input (B, C, ...), B this rank's rows; the result has its shape and type."""
-        if input.device.type != "cpu" or not self.training or not _has_peers():
+        if not self.training or not _has_peers():
             return super().forward(input)
-        self._check_input_dim(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1, *[1] * (input.ndim - 2)]
         # Statistics in single precision even where autocast hands over bf16, as F.batch_norm keeps them.
@@ -58,6 +64,11 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
             output = output + self.bias.view(shape)
         return output.to(input.dtype)
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        """torch's hook: the dimensions after the second one are free, as in SyncBatchNorm."""
+        if input.ndim < 2:
+            raise ValueError(f"expected at least a 2D input, got {input.ndim}D")
+
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running statistics as nn.BatchNorm2d does, with the unbiased variance."""
@@ -69,22 +80,19 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance * (count / (count - 1)), factor)
 
 
-def convert_sync_batchnorm(network: nn.Module) -> nn.Module:
+def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
     """Let every BatchNorm layer of a network take its statistics over the global batch; state-dict keys stay.
 
+    Args: device: where the network will train; anything but the CPU gets torch's own layer.
     Returns: the network, or its replacement where it is itself a BatchNorm layer.
     """
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    for layer in converted.modules():
-        if type(layer) is nn.SyncBatchNorm:
-            # Both classes have the same state; torch's conversion knows what to carry over.
-            layer.__class__ = GlobalBatchNorm
+    if device.type == "cpu":
+        for layer in converted.modules():
+            if type(layer) is nn.SyncBatchNorm:
+                # Both classes have the same state, and torch's conversion knows what to carry over.
+                layer.__class__ = GlobalBatchNorm  # pyright: ignore[reportAttributeAccessIssue]
     return converted
-
-
-@torch.compiler.disable
-def _all_reduce_sum(values: Tensor) -> Tensor:
-    return _AllReduceSum.apply(values)  # pyright: ignore[reportReturnType]
 
 
 def _has_peers() -> bool:

@@ -1,0 +1,198 @@
+"""The step against an alternating loop written plainly, in whatever way it is cut up and computed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tasks.dcgan.data import DCGANData
+from tasks.dcgan.module import DCGANModule, frozen
+from trainer.config import Config
+from trainer.data.samplers import Share, ShuffledSampler, split_step
+from trainer.engine import build, build_trainer
+from trainer.fit import Options, prepare
+
+NUM_STEPS = 5
+WORDS = [
+    "task=dcgan",
+    "logger=none",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "model.width=8",
+    "model.latent_size=16",
+    "trainer.enable_progress_bar=false",
+    "batch.global_size=24",
+    f"trainer.max_steps={NUM_STEPS}",
+    "trainer.limit_val_batches=0",
+    "task.sample_every_n_steps=1000",
+]
+SGD = [
+    "optimizer=sgd",
+    # Small steps: the game is chaotic, and larger ones blow rounding up beyond any tolerance within a few steps.
+    "optimizer.lr=0.003",
+    "optimizer.momentum=0.0",
+    "optimizer.nesterov=false",
+]
+
+
+def built(*words: str) -> tuple[Config, DCGANData, DCGANModule, Any]:
+    plan = prepare([*WORDS, *words], Options())
+    data, module = build(plan.config, plan.task, plan.world)
+    assert isinstance(data, DCGANData)
+    assert isinstance(module, DCGANModule)
+    return plan.config, data, module, plan.world
+
+
+def train(folder: Path, config: Config, data: DCGANData, module: DCGANModule, world: Any) -> None:
+    trainer = build_trainer(config, world, folder, [], [])
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step == NUM_STEPS
+
+
+def ordinary_loop(config: Config, data: DCGANData, discriminator: nn.Module, generator: nn.Module) -> list[float]:
+    """Trains both networks in place. Returns: the discriminator's loss at each step."""
+    task: Any = config.task
+    loss_of = nn.BCEWithLogitsLoss(reduction="sum")
+    optimizers = [ordinary_optimizer(config, network) for network in (discriminator, generator)]
+    bf16 = config.trainer.precision == "bf16-mixed"
+
+    def precision() -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+
+    def logits(images: Tensor) -> Tensor:
+        with precision():
+            return discriminator(images)[0].float()
+
+    def generate(noise: Tensor) -> Tensor:
+        with precision():
+            return generator(noise)
+
+    def step(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+        if config.trainer.gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), config.trainer.gradient_clip_val)
+        optimizer.step()
+        for other in optimizers:
+            other.zero_grad()
+
+    losses = []
+    for indices in first_steps(config, data):
+        micro_size = config.batch.micro_size or len(indices)
+        micros = [m.indices for m in split_step(indices, Share(0, 1), micro_size)]
+        batches = [data.sets["train"].gather(part, len(part), 0) for part in micros]
+        for number in range(task.discriminator_steps):
+            losses.append(0.0)
+            for batch in batches:
+                real, noise = batch.images[number] / 127.5 - 1, batch.noise[number]
+                on_real, on_fake = logits(real), logits(generate(noise).detach())
+                loss = loss_of(on_real, torch.ones(len(real))) + loss_of(on_fake, torch.zeros(len(real)))
+                (loss / len(indices)).backward()
+                losses[-1] += loss.item() / len(indices)
+            step(optimizers[0], discriminator)
+        for batch in batches:
+            on_fake = logits(generate(batch.noise[-1]))
+            (loss_of(on_fake, torch.ones(len(on_fake))) / len(indices)).backward()
+        step(optimizers[1], generator)
+    return losses
+
+
+def ordinary_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
+    options: Any = config.optimizer
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, options.lr, momentum=options.momentum, nesterov=options.nesterov)
+
+
+def first_steps(config: Config, data: DCGANData) -> Iterator[Any]:
+    sampler = ShuffledSampler(len(data.sets["train"]), config.batch.global_size, config.seed)
+    yield from sampler.epoch_batches(0)[:NUM_STEPS]
+
+
+def assert_same_weights(ours: nn.Module, ordinary: nn.Module, tolerance: float) -> None:
+    for (name, one), other in zip(ours.named_parameters(), ordinary.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["performance.channels_last=false", "trainer.gradient_clip_val=0.5"],
+        ["batch.micro_size=8"],
+        ["task.discriminator_steps=3"],
+        ["task.discriminator_steps=2", "batch.micro_size=12", "trainer.gradient_clip_val=0.5"],
+    ],
+    ids=str,
+)
+def test_the_step_is_that_of_an_ordinary_loop(words: list[str], tmp_path: Path) -> None:
+    config, data, module, world = built(*SGD, *words)
+    discriminator, generator = copy.deepcopy(module.discriminator), copy.deepcopy(module.generator)
+    ordinary_loop(config, data, discriminator, generator)
+    train(tmp_path, config, data, module, world)
+    assert_same_weights(module.discriminator, discriminator, 1e-5)
+    assert_same_weights(module.generator, generator, 1e-5)
+
+
+@pytest.mark.parametrize("words", [[], ["task.discriminator_steps=2", "batch.micro_size=12"]], ids=str)
+def test_bf16_goes_on_with_the_weights_it_has_just_updated(words: list[str], tmp_path: Path) -> None:
+    """A step runs in one autocast region, where casts of the weights from before an update must not be kept."""
+    words = [*words, "trainer.precision=bf16-mixed", "performance.channels_last=false"]
+    config, data, module, world = built(*SGD, *words)
+    discriminator, generator = copy.deepcopy(module.discriminator), copy.deepcopy(module.generator)
+    ordinary_loop(config, data, discriminator, generator)
+    train(tmp_path, config, data, module, world)
+    assert_same_weights(module.discriminator, discriminator, 1e-5)
+    assert_same_weights(module.generator, generator, 1e-5)
+
+
+def test_one_step_is_one_pair(tmp_path: Path) -> None:
+    config, data, module, world = built("task.discriminator_steps=3", "optimizer=adam_gan", "scheduler=linear")
+    train(tmp_path, config, data, module, world)
+    optimizers: Any = module.optimizers()
+    counts = [int(next(iter(optimizer.state.values()))["step"]) for optimizer in optimizers]
+    assert counts == [3 * NUM_STEPS, NUM_STEPS]
+
+
+def test_the_average_follows_the_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, data, module, world = built(*SGD, "task.ema_decay=0.3")
+    expected = [parameter.detach().double().clone() for parameter in module.generator.parameters()]
+    original = DCGANModule._move_average
+
+    def watched(self: DCGANModule) -> None:
+        decay = min(0.3, (1 + self.trainer.global_step) / (10 + self.trainer.global_step))
+        for mean, parameter in zip(expected, self.generator.parameters(), strict=True):
+            mean.mul_(decay).add_(parameter.detach(), alpha=1 - decay)
+        original(self)
+
+    monkeypatch.setattr(DCGANModule, "_move_average", watched)
+    train(tmp_path, config, data, module, world)
+    assert module.averaged is not None
+    for mean, parameter in zip(expected, module.averaged.parameters(), strict=True):
+        torch.testing.assert_close(parameter.double(), mean, rtol=0, atol=1e-6)
+
+
+def test_frozen_weights_get_no_gradients_and_thaw_after_an_error() -> None:
+    layer = nn.Linear(2, 2)
+    with frozen(layer):
+        assert not any(parameter.requires_grad for parameter in layer.parameters())
+    with pytest.raises(RuntimeError), frozen(layer):
+        raise RuntimeError
+    assert all(parameter.requires_grad for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("words", [["task.loss=hinge"], ["task.loss=saturating", "model.spectral_norm=true"]], ids=str)
+def test_other_losses_and_norms_train_both_networks(words: list[str], tmp_path: Path) -> None:
+    config, data, module, world = built(*words, "optimizer=adam_gan", "data.image_size=64")
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    train(tmp_path, config, data, module, world)
+    for name, parameter in module.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        assert not torch.equal(parameter, before[name]), name
