@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-slow check lint types gpu benchmarks clean
+.PHONY: train test test-slow test-slurm check lint types gpu clean
 
 train: $(VENV)/installed  ## install and train the default task
 	$(BIN)/python -m trainer task=cnn
@@ -12,7 +12,10 @@ test: $(VENV)/installed  ## the default suite, without a GPU
 	$(BIN)/python -m pytest -m "not gpu and not slow and not slurm"
 
 test-slow: $(VENV)/installed  ## tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not slurm"
+
+test-slurm: $(VENV)/installed  ## tests on a real two-node SLURM cluster (Debian: slurmd slurmctld slurm-client munge)
+	$(BIN)/python -m pytest -m "slurm and not slow"
 
 check: lint types test  ## what has to hold before a change lands
 
@@ -23,7 +26,7 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/pyright
 
-gpu:  ## tests and benchmarks that need CUDA; writes benchmarks/results/<date>-gpu.md
+gpu:  ## tests and benchmarks that need CUDA, with the environment that stands; writes benchmarks/results/
 	$(or $(wildcard $(BIN)/python),python3) -m pytest -m gpu -p no:cacheprovider
 	$(or $(wildcard $(BIN)/python),python3) -m benchmarks.gpu
 

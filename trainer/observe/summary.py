@@ -87,3 +87,16 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
         if len(names) > 1:
             axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _panels(names: list[str]) -> dict[str, list[str]]:
+    """Which metrics share a panel, by its title: losses first, then what else was learnt, then how."""
+    learnt = [name for name in names if name.startswith(("train/", "val/"))]
+    learnt.sort(key=lambda name: ("loss" not in name, name.partition("/")[2], name))
+    panels: dict[str, list[str]] = {}
+    for name in learnt:
+        panels.setdefault(name.partition("/")[2], []).append(name)
+    for name in names:
+        if name.startswith("optim/lr") or name == "perf/samples_per_s":
+            panels[name] = [name]
+    return panels
