@@ -65,11 +65,7 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
     """Loss, the other metrics of train and val, rate of learning and throughput over steps, one panel each."""
     from matplotlib.figure import Figure
 
-    panels: dict[str, list[str]] = {}
-    for name in sorted({name for line in lines for name in line}):
-        family, _, leaf = name.partition("/")
-        if family in ("train", "val") or name.startswith("optim/lr") or name == "perf/samples_per_s":
-            panels.setdefault(leaf, []).append(name)
+    panels = _panels(sorted({name for line in lines for name in line}))
     if not panels:
         return
     columns = min(3, len(panels))

@@ -1,0 +1,1 @@
+"""Measurements; results stand in benchmarks/results/ with date, command, hardware and versions."""
