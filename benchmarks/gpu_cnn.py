@@ -18,19 +18,14 @@ from PIL import Image
 from trainer.observe.jsonl import read_metrics
 
 NUM_TRAIN, NUM_TEST, NUM_EPOCHS = 50_000, 1_000, 4
+FP32, BF16 = "trainer.precision=32-true", "trainer.precision=bf16-mixed"
+EAGER, COMPILED = "performance.compile=false", "performance.compile=true"
+NCHW, NHWC = "performance.channels_last=false", "performance.channels_last=true"
 VARIANTS = {
-    "fp32 (TF32), eager": ["trainer.precision=32-true", "performance.compile=false", "performance.channels_last=false"],
-    "bf16, eager": ["trainer.precision=bf16-mixed", "performance.compile=false", "performance.channels_last=false"],
-    "bf16, channels_last": [
-        "trainer.precision=bf16-mixed",
-        "performance.compile=false",
-        "performance.channels_last=true",
-    ],
-    "bf16, channels_last, compile": [
-        "trainer.precision=bf16-mixed",
-        "performance.compile=true",
-        "performance.channels_last=true",
-    ],
+    "fp32 (TF32), eager": [FP32, EAGER, NCHW],
+    "bf16, eager": [BF16, EAGER, NCHW],
+    "bf16, channels_last": [BF16, EAGER, NHWC],
+    "bf16, channels_last, compile": [BF16, COMPILED, NHWC],
 }
 
 
