@@ -111,7 +111,7 @@ def validate(config: Config) -> Sequence[Problem]:
     task, model, data = config.task, config.model, config.data
     assert isinstance(task, BertTaskConfig) and isinstance(model, BertModelConfig) and isinstance(data, TextDataConfig)
     return [
-        *_task_problems(task, config.monitor.metric),
+        *_task_problems(task, config.monitor.metric, config.optimizer.name),
         *(
             encoder_problems(model.path, model.pretrained, model.allow_pickle)
             if isinstance(model, EncoderConfig)
@@ -122,7 +122,7 @@ def validate(config: Config) -> Sequence[Problem]:
     ]
 
 
-def _task_problems(task: BertTaskConfig, metric: str) -> Iterator[Problem]:
+def _task_problems(task: BertTaskConfig, metric: str, optimizer: str) -> Iterator[Problem]:
     if task.kind == "regression" and task.class_weights is not None:
         yield Problem("task.class_weights", task.class_weights, "a score has no classes; null")
     if metric not in METRICS[task.kind]:
@@ -131,6 +131,8 @@ def _task_problems(task: BertTaskConfig, metric: str) -> Iterator[Problem]:
         )
     if task.freeze_layers and not task.freeze_embeddings:
         yield Problem("task.freeze_layers", task.freeze_layers, "needs task.freeze_embeddings=true")
+    if optimizer == "muon" and task.layer_lr_decay != 1.0:
+        yield Problem("task.layer_lr_decay", task.layer_lr_decay, "muon has two rates of its own; 1.0, or adamw")
 
 
 def _size_problems(task: BertTaskConfig, model: BertModelConfig, data: TextDataConfig) -> Iterator[Problem]:

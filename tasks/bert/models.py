@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -56,13 +57,15 @@ def build_model(
     Raises: UserError: the weights cannot be used, or do not fit the tokenizer.
     """
     folder = encoder_folder(model)
-    config = scratch_config(model, tokenizer) if folder is None else AutoConfig.from_pretrained(folder)
+    config = scratch_config(model, tokenizer) if folder is None else _read_config(folder)
     _adapt(config, model, num_outputs, label_names)
     _check_vocabulary(config, tokenizer, model)
     if isinstance(model, EncoderConfig) and model.pretrained and folder is not None:
         built = _from_folder(folder, config, model)
     else:
         built = _from_random(config)
+    # from_pretrained leaves dropout off, and Lightning keeps each module's mode as it finds it.
+    built.model.train()
     if model.gradient_checkpointing:
         built.model.gradient_checkpointing_enable({"use_reentrant": False})
     return built
@@ -110,6 +113,17 @@ def scratch_config(model: BertModelConfig, tokenizer: PreTrainedTokenizerBase) -
     )
 
 
+def _read_config(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={folder}: its config.json cannot be read", _sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _adapt(config: PreTrainedConfig, model: BertModelConfig, num_outputs: int, label_names: list[str] | None) -> None:
     config.num_labels = num_outputs
     if label_names is not None:
@@ -131,10 +145,12 @@ def _adapt(config: PreTrainedConfig, model: BertModelConfig, num_outputs: int, l
 def _check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, model: BertModelConfig) -> None:
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
-        raise UserError(
-            f"model.path={getattr(model, 'path', None)}: its tokenizer does not fit the model",
-            f"token ids go up to {largest}, the model has embeddings for {config.vocab_size}",
-        )
+        lack = f"token ids go up to {largest}, the model has embeddings for {config.vocab_size}"
+    elif config.pad_token_id not in (None, tokenizer.pad_token_id):
+        lack = f"it pads with token {tokenizer.pad_token_id}, the model with {config.pad_token_id}"
+    else:
+        return
+    raise UserError(f"model.path={getattr(model, 'path', None)}: its tokenizer does not fit the model", lack)
 
 
 def _from_random(config: PreTrainedConfig) -> BuiltModel:
@@ -162,9 +178,8 @@ def _from_folder(folder: Path, config: PreTrainedConfig, model: EncoderConfig) -
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.path={model.path}: its weights cannot be loaded", reason) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.path={model.path}: its weights cannot be loaded", _sentence(error)) from error
     mismatched = [str(entry[0]) for entry in info["mismatched_keys"]]
     initialised = sorted({*info["missing_keys"], *mismatched})
     loaded = sorted(name for name in network.state_dict() if name not in initialised)

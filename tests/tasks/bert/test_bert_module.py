@@ -1,0 +1,233 @@
+from contextlib import nullcontext
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification, BertConfig, ModernBertConfig
+
+from tasks.bert.data import build_data
+from tasks.bert.flops import EncoderFlops
+from tasks.bert.metrics import ClassMetrics, ScoreMetrics, named, write_confusion
+from tasks.bert.models import freeze
+from tasks.bert.module import build_module
+from trainer.data.batch import StepBatch
+from trainer.errors import UserError
+
+
+def prepared(config):
+    data = build_data(config)
+    data.load(torch.device("cpu"))
+    module = build_module(config, data)
+    module.setup("fit")
+    return data, module
+
+
+def step_of(data, sizes, num_valid=None):
+    """A global batch of micro-batches of these sizes."""
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    micros = [
+        data.sets["train"].gather(np.arange(a, b), b - a if num_valid is None else num_valid, 0)
+        for a, b in pairwise(starts)
+    ]
+    return StepBatch(micros, sum(sizes))  # where a rank has only fillers, other ranks have the samples
+
+
+def gradients(module, batch):
+    """What one step adds up, and the sums that it logs."""
+    module.optimize = lambda network: None
+    module.manual_backward = lambda loss: loss.backward()
+    one_rank = SimpleNamespace(accumulating=lambda network, last: nullcontext())
+    module._trainer = SimpleNamespace(world_size=1, strategy=one_rank)
+    module.zero_grad()
+    sums = module.training_step(batch, 0)
+    return torch.cat([p.grad.flatten() for p in module.model.parameters()]), sums
+
+
+@pytest.mark.parametrize("weights", ["null", "balanced", "[1.0,2.0,5.0]"])
+def test_loss_is_that_of_the_global_batch_however_it_is_cut(composed, weights):
+    data, module = prepared(composed("model.dropout=0.0", f"task.class_weights={weights}"))
+    batch = step_of(data, [12])
+    micro = batch.micro_batches[0]
+    found, sums = gradients(module, batch)
+    outputs = module.model(input_ids=micro.input_ids, attention_mask=micro.attention_mask()).logits
+    expected_loss = F.cross_entropy(outputs, micro.labels, weight=module.class_weights)
+    module.zero_grad()
+    expected_loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in module.model.parameters()])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert sums["loss"].item() / 12 == pytest.approx(expected_loss.item(), rel=1e-6)
+    cut, cut_sums = gradients(module, step_of(data, [5, 1, 6]))
+    torch.testing.assert_close(cut, expected, rtol=1e-4, atol=1e-7)
+    assert cut_sums["loss"].item() == pytest.approx(sums["loss"].item(), rel=1e-5)
+
+
+def test_balanced_weights_are_those_of_scikit_learn(composed):
+    from sklearn.utils.class_weight import compute_class_weight
+
+    data, module = prepared(composed("task.class_weights=balanced"))
+    labels = data.sets["train"].labels
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(module.class_weights, expected, rtol=1e-6)
+    with pytest.raises(UserError, match="the data has 3 classes"):
+        prepared(composed("task.class_weights=[1.0,2.0]"))
+
+
+def test_fillers_count_nowhere(composed):
+    data, module = prepared(composed("model.dropout=0.0"))
+    found, sums = gradients(module, step_of(data, [8], num_valid=0))
+    assert not found.any()
+    assert all(value.item() == 0 for value in sums.values())
+
+
+def test_counted_tokens_are_the_real_ones(composed):
+    data, module = prepared(composed())
+    batch = step_of(data, [6, 6])
+    _, sums = gradients(module, batch)
+    lengths = data.sets["train"].buffer.lengths[:12]
+    widths = [lengths[:6].max()] * 6 + [lengths[6:].max()] * 6
+    assert sums["num_tokens"].item() == lengths.sum()
+    assert sums["num_padded_tokens"].item() == sum(widths)
+    assert sums["padding_fraction"].item() == pytest.approx((1 - lengths / np.array(widths)).sum(), rel=1e-6)
+    assert sums["num_flops"].item() == module.flops(torch.from_numpy(lengths)).item()
+
+
+def test_regression_learns_scores_by_squared_error(composed):
+    words = ["task.kind=regression", "data.label=score", "monitor.metric=val/spearman", "model.dropout=0.0"]
+    data, module = prepared(composed(*words))
+    batch = step_of(data, [10])
+    micro = batch.micro_batches[0]
+    _, sums = gradients(module, batch)
+    scores = module.model(input_ids=micro.input_ids, attention_mask=micro.attention_mask()).logits[:, 0]
+    assert sums["loss"].item() == pytest.approx(((scores - micro.labels) ** 2).sum().item(), rel=1e-5)
+    assert module.model.config.num_labels == 1
+
+
+def test_pairs_reach_the_model_with_their_types(composed):
+    data, module = prepared(composed("data.text_pair=other", "model.dropout=0.0"))
+    micro = step_of(data, [5]).micro_batches[0]
+    types = micro.token_type_ids()
+    assert 0 < types.sum() < micro.lengths.sum()
+    expected = module.model(
+        input_ids=micro.input_ids, attention_mask=micro.attention_mask(), token_type_ids=types
+    ).logits
+    assert torch.equal(module.outputs(module.model, micro), expected)
+    without = module.model(input_ids=micro.input_ids, attention_mask=micro.attention_mask()).logits
+    assert not torch.equal(without, expected)
+
+
+def rates_by_name(module):
+    names = {id(p): name for name, p in module.model.named_parameters()}
+    found = {}
+    for group in module.parameter_groups("model"):
+        for p in group["params"]:
+            rate, decay = group.get("lr", module.config.optimizer.lr), group.get("weight_decay", "decays")
+            assert names[id(p)] not in found
+            found[names[id(p)]] = (rate, decay)
+    return found
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_biases_and_norms_do_not_decay_and_rates_fall_with_depth(composed, decay):
+    _, module = prepared(composed(f"task.layer_lr_decay={decay}", "optimizer.lr=0.01"))
+    found = rates_by_name(module)
+    assert found.keys() == dict(module.model.named_parameters()).keys()
+    for name, (rate, weight_decay) in found.items():
+        exempt = name.endswith(".bias") or "LayerNorm" in name
+        assert (weight_decay == 0.0) == exempt
+        below = 4 if "embeddings" in name else 3 - int(name.split(".")[3]) if ".layer." in name else 0
+        assert rate == pytest.approx(0.01 * decay**below)
+
+
+def test_frozen_parameters_have_no_group(composed):
+    words = ["task.freeze_embeddings=true", "task.freeze_layers=2"]
+    _, module = prepared(composed(*words, "task.layer_lr_decay=0.9"))
+    assert {name for name in rates_by_name(module) if "embeddings" in name or "layer.0" in name} == set()
+    assert any("layer.2" in name for name in rates_by_name(module))
+    with pytest.raises(UserError, match="the model has 3 layers"):
+        prepared(composed("task.freeze_embeddings=true", "task.freeze_layers=4"))
+
+
+# ---- FLOPs
+
+SMALL = {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+BERT = BertConfig(**SMALL, intermediate_size=256)
+SPECIAL = {f"{name}_token_id": number for number, name in enumerate(["pad", "bos", "eos", "cls", "sep"])}
+MODERN = ModernBertConfig(**SMALL, intermediate_size=96, local_attention=512, **SPECIAL)
+
+
+@pytest.mark.parametrize("config", [BERT, MODERN], ids=["bert", "modernbert"])
+def test_flops_match_those_that_torch_counts(config):
+    config._attn_implementation = "eager"  # whose matrix products the counter sees on the CPU
+    model = AutoModelForSequenceClassification.from_config(config)
+    ids = torch.randint(5, 100, (4, 96))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids).logits.sum().backward()
+    expected = EncoderFlops.of(model)(torch.full((4,), 96)).item()
+    # The head, the pooler and the first layer's missing gradient of its input are in the count and not in the formula.
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_flops_of_bert_are_the_published_formula():
+    model = AutoModelForSequenceClassification.from_config(BERT)
+    s, h, layers = 50, 64, 3
+    by_formula = 3 * layers * (24 * s * h**2 + 4 * s**2 * h)
+    assert EncoderFlops.of(model)(torch.tensor([s])).item() == by_formula
+    freeze(model, embeddings=True, num_layers=2)
+    assert EncoderFlops.of(model)(torch.tensor([s])).item() == by_formula / 3 / 3 * (1 + 1 + 3)
+
+
+def test_local_attention_costs_no_more_than_its_window():
+    config = ModernBertConfig(**SMALL, intermediate_size=96, local_attention=16, **SPECIAL)
+    model = AutoModelForSequenceClassification.from_config(config)
+    flops = EncoderFlops.of(model)
+    local = config.layer_types.count("sliding_attention")
+    assert 0 < local < 3
+    dense = 2 * sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.ndim == 2)
+    expected = 3 * (dense * 40 + 4 * 64 * 40 * ((3 - local) * 40 + local * 16))
+    assert flops(torch.tensor([40])).item() == expected
+
+
+# ---- metrics
+
+
+def test_class_metrics_are_those_of_scikit_learn():
+    rng = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(300, 4, generator=rng), torch.randint(0, 4, (300,), generator=rng)
+    metrics = ClassMetrics(5)  # one class never occurs
+    for part in (slice(0, 100), slice(100, 100), slice(100, 300)):
+        outputs = torch.cat([logits[part], torch.full((len(logits[part]), 1), -9.0)], dim=1)
+        loss = F.cross_entropy(outputs, labels[part], reduction="sum")
+        metrics.update(loss, torch.tensor(float(len(labels[part]))), outputs, labels[part])
+    predicted, found = logits.argmax(1), metrics.compute()
+    assert found["accuracy"].item() == pytest.approx(accuracy_score(labels, predicted))
+    assert found["f1"].item() == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert found["mcc"].item() == pytest.approx(matthews_corrcoef(labels, predicted))
+    np.testing.assert_array_equal(found["confusion"], confusion_matrix(labels, predicted, labels=range(5)))
+    assert "confusion" not in named(found)
+
+
+def test_score_metrics_are_those_of_scipy():
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randn(200, 1, generator=rng)
+    labels = scores[:, 0] + torch.randn(200, generator=rng)
+    metrics = ScoreMetrics()
+    for part in (slice(0, 150), slice(150, 200)):
+        loss = F.mse_loss(scores[part, 0], labels[part], reduction="sum")
+        metrics.update(loss, torch.tensor(float(len(labels[part]))), scores[part], labels[part])
+    found = metrics.compute()
+    assert found["loss"].item() == pytest.approx(F.mse_loss(scores[:, 0], labels).item(), rel=1e-5)
+    assert found["spearman"].item() == pytest.approx(spearmanr(scores[:, 0], labels).statistic, abs=1e-5)
+    assert found["pearson"].item() == pytest.approx(pearsonr(scores[:, 0], labels).statistic, abs=1e-5)
+
+
+def test_confusion_matrix_is_written_with_names(tmp_path):
+    path = write_confusion(torch.tensor([[3, 1], [0, 2]]), ["bad", "good"], tmp_path / "samples", "confusion-test")
+    assert path.is_file()
+    lines = path.with_suffix(".csv").read_text().splitlines()
+    assert lines == ["true \\ predicted,bad,good", "bad,3,1", "good,0,2"]
