@@ -24,6 +24,7 @@ from trainer.config import Config
 from trainer.data.batch import StepBatch
 from trainer.data.images import ImageTransform
 from trainer.errors import UserError
+from trainer.host_memory import keep_freed_memory
 from trainer.module import StepSums, TrainingModule
 from trainer.strategies.batchnorm import convert_sync_batchnorm
 
@@ -54,6 +55,8 @@ class DCGANModule(TrainingModule):
 
     def setup(self, stage: str) -> None:
         """See TrainingModule."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         if self.config.trainer.sync_batchnorm and self.trainer.world_size > 1:
             for network in self.networks().values():
                 convert_sync_batchnorm(network, self.trainer.strategy.root_device)

@@ -66,9 +66,9 @@ def ordinary_loop(config: Config, data: DCGANData, discriminator: nn.Module, gen
     def precision() -> AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
 
-    def logits(images: Tensor) -> Tensor:
+    def logits(*batches: Tensor) -> list[Tensor]:
         with precision():
-            return discriminator(images)[0].float()
+            return [judged.float() for judged in discriminator(*batches)]
 
     def generate(noise: Tensor) -> Tensor:
         with precision():
@@ -90,13 +90,15 @@ def ordinary_loop(config: Config, data: DCGANData, discriminator: nn.Module, gen
             losses.append(0.0)
             for batch in batches:
                 real, noise = batch.images[number] / 127.5 - 1, batch.noise[number]
-                on_real, on_fake = logits(real), logits(generate(noise).detach())
+                fake = generate(noise).detach()
+                # A sum of two gradients in bf16 is rounded otherwise than the gradient of a sum.
+                on_real, on_fake = logits(real, fake) if bf16 else (*logits(real), *logits(fake))
                 loss = loss_of(on_real, torch.ones(len(real))) + loss_of(on_fake, torch.zeros(len(real)))
                 (loss / len(indices)).backward()
                 losses[-1] += loss.item() / len(indices)
             step(optimizers[0], discriminator)
         for batch in batches:
-            on_fake = logits(generate(batch.noise[-1]))
+            (on_fake,) = logits(generate(batch.noise[-1]))
             (loss_of(on_fake, torch.ones(len(on_fake))) / len(indices)).backward()
         step(optimizers[1], generator)
     return losses
