@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,34 +21,50 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
-def build_once(kind: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The folder <cache>/<kind>/<key>, filled by `build` if it is not there yet.
+def build_once(
+    kind: str, key: str, build: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.exists
+) -> Path:
+    """The folder <cache>/<kind>/<key>, filled by `build` if it is not there yet, or not whole.
 
-    One process builds while the others wait, and the folder appears under its name only when it is complete, so a
-    process that dies half-way leaves nothing behind that is taken for a result.
+    One process builds while the others wait, and the folder appears under its name only when all of it is on disk, so
+    a process that dies half-way leaves nothing behind that is taken for a result.
 
     Raises: UserError: the cache cannot be written.
     """
     folder = cache_root() / kind / key
-    if not folder.exists():
+    if not is_whole(folder):
         try:
-            _build_locked(folder, build)
+            _build_locked(folder, build, is_whole)
         except OSError as error:
             advice = "name a directory that can be written with TRAINER_CACHE=DIRECTORY"
             raise UserError(f"the cache {folder.parent} cannot be written: {error}", advice) from error
     return folder
 
 
-def _build_locked(folder: Path, build: Callable[[Path], None]) -> None:
+def _build_locked(folder: Path, build: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> None:
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if folder.exists():
+        if is_whole(folder):
             return
-        half = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        half = folder.with_suffix(".building")
+        for leftover in (half, folder):  # of a process that was killed, or damaged since
+            shutil.rmtree(leftover, ignore_errors=True)
+        half.mkdir()
         try:
             build(half)
+            for path in (*half.rglob("*"), half):
+                _sync(path)
             half.rename(folder)
+            _sync(folder.parent)
         finally:
             shutil.rmtree(half, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,14 +1,9 @@
-"""Decoded images on disk: one memory-mapped uint8 array a split, built once and shared by all processes and runs.
-
-A cache is a folder named by what decides about its pixels. It is built beside its place and renamed into it, so it is
-there whole or not at all; a file lock lets one process build while the others wait.
-"""
+"""Decoded images on disk: one memory-mapped uint8 array a split, built once and shared by all processes and runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from trainer.errors import UserError
+from trainer.data.cache import build_once, cache_key
 
 VERSION = 1  # of the layout below and of the decoding; another one makes another folder
 
@@ -38,11 +32,6 @@ class ImageCache:
     sha256: str
 
 
-def cache_root() -> Path:
-    """Where caches stand: $TRAINER_CACHE, else ~/.cache/trainer."""
-    return Path(os.environ.get("TRAINER_CACHE") or Path.home() / ".cache" / "trainer").expanduser()
-
-
 def image_cache(
     key: Mapping[str, Any], shape: tuple[int, int, int, int], decode: Callable[[np.ndarray], Mapping[int, str]]
 ) -> ImageCache:
@@ -52,25 +41,14 @@ def image_cache(
         reason by row for rows it could not fill.
     Raises: UserError: the cache directory cannot be written or is too small.
     """
-    name = hashlib.sha256(json.dumps({**key, "shape": shape, "version": VERSION}, sort_keys=True).encode()).hexdigest()
-    folder = cache_root() / "images" / name[:32]
-    found = _open(folder, shape)
-    if found:
-        return found
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            found = _open(folder, shape)
-            if found:
-                return found
-            _build(folder, shape, decode)
-    except OSError as error:
-        advice = "TRAINER_CACHE=DIRECTORY in the environment names another place"
-        raise UserError(f"the image cache {folder.parent} cannot be written: {error}", advice) from error
-    found = _open(folder, shape)
-    if found is None:
+    name = cache_key(json.dumps(key, sort_keys=True), shape, VERSION)
+    folder = build_once(
+        "images", name, lambda half: _build(half, shape, decode), lambda found: _open(found, shape) is not None
+    )
+    cache = _open(folder, shape)
+    if cache is None:
         raise RuntimeError(f"{folder} was built and cannot be opened")
-    return found
+    return cache
 
 
 def _open(folder: Path, shape: tuple[int, ...]) -> ImageCache | None:
@@ -88,28 +66,16 @@ def _open(folder: Path, shape: tuple[int, ...]) -> ImageCache | None:
     return ImageCache(folder, pixels, sums, squares, unusable, facts["sha256"])
 
 
-def _build(folder: Path, shape: tuple[int, ...], decode: Callable[[np.ndarray], Mapping[int, str]]) -> None:
-    needed, free = int(np.prod(shape)), shutil.disk_usage(folder.parent).free
+def _build(half: Path, shape: tuple[int, ...], decode: Callable[[np.ndarray], Mapping[int, str]]) -> None:
+    needed, free = int(np.prod(shape)), shutil.disk_usage(half).free
     if needed > free:
         raise OSError(f"it takes {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free")
-    work = folder.with_suffix(".building")
-    for leftover in (work, folder):  # of a process that was killed; the lock is ours
-        shutil.rmtree(leftover, ignore_errors=True)
-    work.mkdir()
-    try:
-        pixels = np.lib.format.open_memmap(work / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
-        unusable = decode(pixels)
-        np.save(work / "sums.npy", moments(pixels))
-        facts = {"unusable": unusable, "sha256": hashlib.sha256(pixels.data).hexdigest()}
-        (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-        pixels.flush()
-        for path in (*work.iterdir(), work):
-            _sync(path)
-        work.rename(folder)
-        _sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    pixels = np.lib.format.open_memmap(half / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+    unusable = decode(pixels)
+    pixels.flush()
+    np.save(half / "sums.npy", moments(pixels))
+    facts = {"unusable": unusable, "sha256": hashlib.sha256(pixels.data).hexdigest()}
+    (half / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def moments(pixels: np.ndarray) -> np.ndarray:
@@ -121,11 +87,3 @@ def moments(pixels: np.ndarray) -> np.ndarray:
         result[0, start : start + 1024] = chunk.sum(axis=(2, 3), dtype=np.int64)
         result[1, start : start + 1024] = squares[chunk].sum(axis=(2, 3), dtype=np.int64)
     return result
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
