@@ -9,7 +9,7 @@ from pytorch_lightning.strategies import Strategy
 
 from trainer.config import Config
 from trainer.launch import World
-from trainer.strategies.config import DDPConfig, FSDP2Config
+from trainer.strategies.config import DDPConfig, DeepSpeedFileConfig, FSDP2Config, ZeroConfig
 from trainer.strategies.ddp import NetworkDDPStrategy
 from trainer.strategies.networks import SingleStrategy
 
@@ -21,6 +21,11 @@ def build_strategy(config: Config, world: World, device: torch.device) -> Strate
         from trainer.strategies.fsdp2 import FSDP2Strategy
 
         return FSDP2Strategy(options, timeout)
+    if isinstance(options, (ZeroConfig, DeepSpeedFileConfig)):
+        from trainer.strategies.deepspeed import DeepSpeedStrategy
+        from trainer.strategies.deepspeed_config import engine_config
+
+        return DeepSpeedStrategy(engine_config(config, world.world_size), timeout)
     if world.world_size == 1:
         return SingleStrategy(device)
     return NetworkDDPStrategy(options if isinstance(options, DDPConfig) else None, timeout)

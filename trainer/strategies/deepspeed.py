@@ -1,0 +1,252 @@
+"""DeepSpeed ZeRO: an engine for each network, so that a GAN is two engines. The only module that imports deepspeed.
+
+Lightning's DeepSpeedStrategy takes one optimizer and no CPU, and writes checkpoints that are pickles by rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from datetime import timedelta
+from itertools import count, islice
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainer.strategies.ddp import ParallelNetworkStrategy
+
+
+class DeepSpeedStrategy(ParallelNetworkStrategy):
+    """Engines hold the optimizers; batch, clipping and precision come from our configuration.
+
+    engine_config: what each engine is configured with.
+    """
+
+    def __init__(self, engine_config: dict[str, Any], timeout: timedelta) -> None:
+        super().__init__(timeout=timeout)
+        self.engine_config = engine_config
+        self.engines: dict[str, Any] = {}
+        # Parameters of each optimizer group before the engine has flattened them.
+        self.groups: dict[str, list[list[nn.Parameter]]] = {}
+        self.active = ""
+
+    @property
+    def stage(self) -> int:
+        """1 divides optimizer state among ranks, 2 also gradients, 3 also weights."""
+        return self.engine_config["zero_optimization"]["stage"]
+
+    # ---- setting up
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Lightning's hook. After training, networks are evaluated as the engines have left them."""
+        if self.engines:
+            assert self.accelerator is not None
+            self.accelerator.setup(trainer)
+        else:
+            super().setup(trainer)
+
+    def configure_ddp(self) -> None:
+        """Engines need optimizers: see `setup_optimizers`."""
+
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        """Lightning's hook: torch's optimizers over whole weights, then an engine around each network and its own."""
+        super().setup_optimizers(trainer)
+        deepspeed = import_deepspeed(self.root_device)
+        module = self.training_module
+        for (name, network), optimizer in zip(module.networks().items(), self.optimizers, strict=True):
+            self.groups[name] = [list(group["params"]) for group in optimizer.param_groups]
+            engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=self.engine_config)
+            self.engines[name] = module.replicas[name] = engine
+
+    def teardown(self) -> None:
+        """Lightning's hook; weights stay where the engines have them, and the test after training uses them."""
+        if not self.engines:
+            super().teardown()
+            return
+        self.precision_plugin.teardown()
+        assert self.accelerator is not None
+        self.accelerator.teardown()
+        self.checkpoint_io.teardown()
+
+    # ---- a step
+
+    def accumulating(self, network: str, last: bool) -> AbstractContextManager[object]:
+        """See NetworkStrategy."""
+        self.active = network
+        self.engines[network].set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Lightning's hook. The loss is a share of the global mean already, so no engine may scale it."""
+        self.engines[self.active].backward(closure_loss, scale_wrt_gas=False)
+        return closure_loss.detach()
+
+    def optimizer_step(
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any],
+        model: pl.LightningModule | nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Lightning's hook: the engine clips, steps and clears."""
+        name = self._name_of(optimizer)
+        engine = self.engines[name]
+        engine.step()
+        self.training_module.grad_norms[name] = torch.as_tensor(engine.get_global_grad_norm())
+
+    def clear_gradients(self, optimizer: Optimizer) -> None:
+        """See NetworkStrategy; the engine has done it."""
+
+    # ---- checkpoints: whole tensors, on rank 0, as on a single device
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Lightning's hook: weights in full precision."""
+        module = self.training_module
+        state = module.state_dict()
+        whole: dict[int, Any] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if id(parameter) not in whole:
+                whole[id(parameter)] = self._kept(whole_weight(parameter))
+            state[name] = whole[id(parameter)]
+        return state
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Lightning's hook: as torch's own `state_dict`, with parameters numbered in the order of the groups."""
+        name = self._name_of(optimizer)
+        self._link_state(name, optimizer)
+        # Every flat part has the same entries: tensors of its own size, and numbers such as Adam's step.
+        flat = next((entries for entries in optimizer.state.values() if entries), {})
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        numbers = count()
+        for options, parameters in zip(optimizer.param_groups, self.groups[name], strict=True):
+            ids = list(islice(numbers, len(parameters)))
+            groups.append({**options, "params": ids})
+            if flat:
+                state |= {i: self._whole_entries(p, flat) for i, p in zip(ids, parameters, strict=True)}
+        return {"state": state, "param_groups": groups}
+
+    def _whole_entries(self, parameter: nn.Parameter, flat: Mapping[str, Any]) -> dict[str, Any]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return {
+            key: self._kept(safe_get_full_optimizer_state(parameter, key))
+            if is_divided(key, value)
+            else deepcopy(value)
+            for key, value in flat.items()
+        }
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Lightning's hook: before the engines exist, and after training."""
+        if not self.engines or self.stage < 3:
+            super().load_model_state_dict(checkpoint, strict)
+            return
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        module, weights = self.training_module, checkpoint["state_dict"]
+        for name, buffer in module.named_buffers():
+            if name in weights:
+                buffer.copy_(weights[name])
+        for name, parameter in module.named_parameters():
+            with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+                if self.is_global_zero:
+                    parameter.copy_(weights[name])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Lightning's hook: state of any strategy and world size, and weights in full precision."""
+        names = {id(parameter): name for name, parameter in self.training_module.named_parameters()}
+        for optimizer, saved, name in zip(self.optimizers, checkpoint["optimizer_states"], self.engines, strict=True):
+            for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+                group.update({key: value for key, value in old.items() if key != "params"})
+            parameters = [parameter for group in self.groups[name] for parameter in group]
+            if saved["state"]:
+                self._make_room(name, optimizer, saved["state"][0])
+            for number, parameter in enumerate(parameters):
+                set_part(parameter, checkpoint["state_dict"][names[id(parameter)]], None)
+                for key, value in saved["state"].get(number, {}).items():
+                    if is_divided(key, value):
+                        set_part(parameter, value, key)
+
+    def _make_room(self, name: str, optimizer: Optimizer, entries: Mapping[str, Any]) -> None:
+        """The optimizer's state before its first step: zeros for what is divided, the rest as it was."""
+        zero = self.engines[name].optimizer
+        flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for flat in flats:
+            optimizer.state[flat] = {
+                key: torch.zeros_like(flat) if is_divided(key, value) else deepcopy(value)
+                for key, value in entries.items()
+            }
+        self._link_state(name, optimizer)
+
+    def _link_state(self, name: str, optimizer: Optimizer) -> None:
+        """Tell weights where their part of the state is; DeepSpeed itself does it before the later groups have any."""
+        if self.stage == 3 or not optimizer.state:
+            return
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        zero = self.engines[name].optimizer
+        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            lazy_init_hp_params_optimizer_state(parameters, flat, optimizer.state)
+
+    def _name_of(self, optimizer: Optimizer) -> str:
+        return list(self.engines)[self.optimizers.index(optimizer)]
+
+    def _kept(self, tensor: Tensor | None) -> Tensor | None:
+        return tensor.detach().cpu() if tensor is not None and self.is_global_zero else None
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """The package, told what it would otherwise guess, and quiet."""
+    os.environ["DS_ACCELERATOR"] = device.type
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    if device.type == "cpu":
+        # Sums over shared memory: minutes of compiling at the first use, and no timeout when a peer is lost.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def is_divided(key: str, value: Any) -> bool:
+    """Whether an entry of an optimizer's state has an element for each one of a weight."""
+    return key != "step" and isinstance(value, Tensor)
+
+
+def whole_weight(parameter: nn.Parameter) -> Tensor:
+    """A weight from its parts; the one in full precision where it is trained in bf16. Every rank has to ask."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+    if full is not None:
+        return full
+    with GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def set_part(parameter: Any, value: Tensor, key: str | None) -> None:
+    """Set this rank's part of the optimizer's tensor `key` for a weight, or of the weight in full precision."""
+    from deepspeed import utils
+
+    if not hasattr(parameter, "ds_id"):
+        value = value.to(parameter.device)
+        if key is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, key)
+        return
+    # At stage 3 the last rank's part is padded, which DeepSpeed's own function for whole tensors does not expect.
+    size, rank = parameter.ds_tensor.ds_numel, torch.distributed.get_rank()
+    padded = F.pad(value.flatten(), (0, size * torch.distributed.get_world_size() - value.numel()))
+    part = padded[rank * size : (rank + 1) * size].to(parameter.device)
+    if key is None:
+        utils.safe_set_local_fp32_param(parameter, part)
+    else:
+        utils.safe_set_local_optimizer_state(parameter, part, key)
