@@ -89,6 +89,7 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
         return
     ready: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def put(entry: tuple[T | None, BaseException | None, bool]) -> None:
         while not stopped.is_set():
@@ -100,6 +101,8 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
 
     def work() -> None:
         try:
+            if gpu is not None:
+                torch.cuda.set_device(gpu)  # a new thread is on GPU 0, where pinning memory would open a context
             for item in items:
                 if stopped.is_set():
                     return
