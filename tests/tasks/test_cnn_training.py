@@ -66,7 +66,7 @@ def lenet5() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def plain_losses() -> list[float]:
-    """An ordinary training loop: permute, slice, forward, mean cross-entropy, backward, Adam."""
+    """An ordinary training loop with nothing of ours: permute, slice, forward, mean cross-entropy, backward, Adam."""
     images, labels = training_digits()
     model = lenet5()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -93,28 +93,17 @@ def test_losses_are_those_of_a_plain_loop(plain_losses: list[float], in_director
     np.testing.assert_allclose(losses_of(in_directory / "outputs/cnn/run"), plain_losses, atol=1e-6, rtol=0)
 
 
-def test_losses_with_accumulation(plain_losses: list[float], in_directory: Path) -> None:
-    assert main([*WORDS, "batch.micro_size=8"]) == 0
-    np.testing.assert_allclose(losses_of(in_directory / "outputs/cnn/run"), plain_losses, atol=1e-5, rtol=0)
-
-
-def test_losses_and_evaluation_of_two_ranks(
-    plain_losses: list[float], tmp_path: Path, command_line: CommandLine
-) -> None:
-    done = command_line(*WORDS, "trainer.devices=2")
-    assert done.returncode == 0, done.stderr
-    run_dir = tmp_path / "outputs/cnn/run"
-    np.testing.assert_allclose(losses_of(run_dir), plain_losses, atol=1e-5, rtol=0)
-
+def test_evaluation_of_three_ranks_is_that_of_one(in_directory: Path, command_line: CommandLine) -> None:
+    assert main([*WORDS, "trainer.max_steps=30"]) == 0
     results = []
     for devices in (1, 3):
-        done = command_line("eval", f"run={run_dir}", f"trainer.devices={devices}", "batch.global_size=30")
+        done = command_line("eval", "run=outputs/cnn/run", f"trainer.devices={devices}", "batch.global_size=30")
         assert done.returncode == 0, done.stderr
-        results.append(json.loads((run_dir / "eval.json").read_text()))
+        results.append(json.loads((in_directory / "outputs/cnn/run/eval.json").read_text()))
     one, three = results
-    assert one["val/accuracy"] == three["val/accuracy"]
-    assert one["val/top5_accuracy"] == three["val/top5_accuracy"]
-    assert one["val/loss"] == pytest.approx(three["val/loss"], abs=1e-6)
+    assert one.pop("val/loss") == pytest.approx(three.pop("val/loss"), abs=1e-6)
+    assert one == three
+    assert set(one) == {"val/accuracy", "val/top5_accuracy"}
 
 
 def test_the_default_run_learns_and_leaves_its_report(in_directory: Path) -> None:

@@ -11,7 +11,7 @@ from trainer.data.loaders import EvaluationLoader, StepLoader
 from trainer.data.samplers import Share, ShuffledSampler
 
 CPU = torch.device("cpu")
-SIZES = [1, 2, 3, 7, 31, 32, 33, 100]
+SIZES = [1, 2, 7, 32, 33]
 
 
 def numbered(count: int) -> ImageSet:
