@@ -79,9 +79,9 @@ def fit(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World, r
         raise
     training_s = time.perf_counter() - start
     model_file = finish(config, trainer, module, data, run_dir)
-    _finish_loggers(loggers, 0, model_file)
+    places = _finish_loggers(loggers, 0, model_file)
     if trainer.is_global_zero:
-        print_summary(console, run_dir, config, training_s)
+        print_summary(console, run_dir, config, training_s, places)
     return Outcome("finished", f"all {trainer.global_step} steps done")
 
 
@@ -239,12 +239,15 @@ def _early_stopping(config: Config) -> list[Callback]:
     return [EarlyStopping(monitor.metric, monitor.min_delta, monitor.patience, mode=monitor.mode)]
 
 
-def _finish_loggers(loggers: list[Logger], exit_code: int, model_file: Path | None) -> None:
+def _finish_loggers(loggers: list[Logger], exit_code: int, model_file: Path | None) -> dict[str, str]:
+    """Returns: where each service shows the run, by its name."""
+    places = {}
     for logger in loggers:
         if not isinstance(logger, JsonlLogger):
             from trainer.observe.wandb import finish_wandb
 
-            finish_wandb(logger, exit_code, model_file)  # pyright: ignore[reportArgumentType]
+            places["W&B"] = finish_wandb(logger, exit_code, model_file)  # pyright: ignore[reportArgumentType]
+    return places
 
 
 def _model_facts(module: TrainingModule) -> dict[str, Any]:

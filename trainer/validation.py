@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.config import AdamConfig, Config, SGDConfig, WandbLogger
 from trainer.errors import ConfigError, Problem
 from trainer.launch import World
+from trainer.observe.wandb import has_wandb_key
 from trainer.task import TaskSpec
 
 
@@ -90,10 +91,5 @@ def _logger(config: Config, world: World) -> Iterator[Problem]:
         return
     if importlib.util.find_spec("wandb") is None:
         yield Problem("logger", "wandb", "the package wandb is not installed; use logger=none")
-    if logger.mode == "online" and not _has_wandb_key():
+    if logger.mode == "online" and not has_wandb_key():
         yield Problem("logger.mode", "online", "no W&B key: `wandb login`, set WANDB_API_KEY, or use offline")
-
-
-def _has_wandb_key() -> bool:
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text(encoding="utf-8"))

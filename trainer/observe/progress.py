@@ -57,7 +57,8 @@ class ProgressBar(pl.Callback):
         shown = "  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))
         loss = self.metrics.latest.get("train/loss")
         training = f"train/loss {loss:.4f}  " if loss is not None else ""
-        self.console.print(f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}  {training}{shown}")
+        line = f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}  {training}{shown}"
+        self.console.print(line, soft_wrap=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the terminal as it was, also after an error."""

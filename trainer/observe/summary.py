@@ -26,13 +26,18 @@ def print_start(
     where = f"{world.world_size} rank(s), {world.accelerator}, {config.trainer.precision}"
     console.print(f"{config.model.name} ({num_parameters:,} parameters) on {config.data.name}; {where}")
     for name, value in facts["data"].items():
-        console.print(f"  {name}: {escape(str(value))}", highlight=False)
+        console.print(f"  {name}: {escape(str(value))}", highlight=False, soft_wrap=True)
     if checkpoint is not None:
         console.print(f"resuming after {checkpoint.name}")
 
 
-def print_summary(console: Console, run_dir: Path, config: Config, training_s: float) -> None:
-    """Final metrics, where everything is, and what to type next; the curves go into a picture."""
+def print_summary(
+    console: Console, run_dir: Path, config: Config, training_s: float, places: Mapping[str, str]
+) -> None:
+    """Final metrics, where everything is, and what to type next; the curves go into a picture.
+
+    Args: places: where services show the run, by the service's name.
+    """
     lines = read_metrics(run_dir)
     latest: dict[str, float] = {}
     for line in lines:
@@ -44,10 +49,11 @@ def print_summary(console: Console, run_dir: Path, config: Config, training_s: f
     console.print(table)
     plot_curves(lines, run_dir / CURVES_FILE)
     console.print(f"{training_s:.1f} s of training; seed {config.seed}")
-    console.print(f"  curves       {escape(str(run_dir / CURVES_FILE))}", highlight=False)
-    console.print(f"  metrics      {escape(str(run_dir / 'metrics.jsonl'))}", highlight=False)
-    console.print(f"  model        {escape(str(run_dir / 'model.safetensors'))}", highlight=False)
-    console.print(f"next: python -m trainer eval run={escape(str(run_dir))}", highlight=False)
+    files = {"curves": CURVES_FILE, "metrics": "metrics.jsonl", "model": "model.safetensors"}
+    shown = {**{name: str(run_dir / file) for name, file in files.items()}, **places}
+    for name, place in shown.items():
+        console.print(f"  {name:<9}{escape(place)}", highlight=False, soft_wrap=True)
+    console.print(f"next: python -m trainer eval run={escape(str(run_dir))}", highlight=False, soft_wrap=True)
 
 
 def _best(name: str, lines: list[dict[str, Any]], config: Config) -> str:

@@ -29,6 +29,8 @@ def build_wandb_logger(config: WandbConfig, mapping: dict[str, Any], run_dir: Pa
 
     online = config.mode == "online" or (config.mode == "auto" and can_reach_wandb())
     (run_dir / "wandb").mkdir(exist_ok=True)
+    # The table at the end says where the run is; wandb's own banner would break the progress bar.
+    os.environ.setdefault("WANDB_SILENT", "true")
     return WandbLogger(
         project=config.project,
         entity=config.entity,
@@ -49,9 +51,7 @@ def build_wandb_logger(config: WandbConfig, mapping: dict[str, Any], run_dir: Pa
 
 def can_reach_wandb() -> bool:
     """Whether there are a key and a route to the server; each lack is told in the log."""
-    import wandb
-
-    if wandb.api.api_key is None:
+    if not has_wandb_key():
         log.info("W&B is offline: no key (wandb login, or WANDB_API_KEY)")
         return False
     address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
@@ -63,8 +63,17 @@ def can_reach_wandb() -> bool:
     return True
 
 
-def finish_wandb(logger: WandbLogger, exit_code: int, model: Path | None) -> None:
-    """End the W&B run; online, the final model goes up as an artifact of type model."""
+def has_wandb_key() -> bool:
+    """Whether a key stands where wandb looks for one; asking wandb itself would import it, and may prompt."""
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text(encoding="utf-8"))
+
+
+def finish_wandb(logger: WandbLogger, exit_code: int, model: Path | None) -> str:
+    """End the W&B run; online, the final model goes up as an artifact of type model.
+
+    Returns: where the run is to be seen, or how it gets there.
+    """
     experiment = logger.experiment
     if model is not None and not experiment.offline:
         import wandb
@@ -72,4 +81,6 @@ def finish_wandb(logger: WandbLogger, exit_code: int, model: Path | None) -> Non
         artifact = wandb.Artifact(f"model-{experiment.id}", type="model")
         artifact.add_file(str(model))
         experiment.log_artifact(artifact)
+    where = f"wandb sync {Path(experiment.dir).parent}" if experiment.offline else str(experiment.url)
     experiment.finish(exit_code=exit_code)
+    return where
