@@ -1,8 +1,15 @@
 """python -m trainer."""
 
-import sys
+from typing import NoReturn
 
 from trainer.cli import main
+from trainer.leave import run_and_leave
+
+
+def script() -> NoReturn:
+    """The console script."""
+    run_and_leave(main)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from trainer.errors import EXIT_DONE, EXIT_USER, UserError, nearest
+
+LET_RANK_0_SPEAK_S = 3.0
 
 USAGE = """\
 python -m trainer [verb] [key=value ...]
@@ -36,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if speaks():
             print("\n".join(error.lines), file=sys.stderr)
+        else:
+            # The launcher ends all ranks when the first one has gone, which must not be before rank 0 has spoken.
+            time.sleep(LET_RANK_0_SPEAK_S)
         return EXIT_USER
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,19 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from trainer.compose import compose_mapping, typed, without_secrets
-from trainer.config import Config
+from trainer.config import Config, SlurmLaunchConfig
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, UserError
-from trainer.launch import RankFailure, World, plan_world, start_ranks
+from trainer.launch import (
+    STOP_FILE,
+    RankFailure,
+    World,
+    node_range,
+    plan_world,
+    start_nodes,
+    start_ranks,
+    stop_before_training,
+    submitted_world,
+)
 from trainer.run import Record, Run, open_run
 from trainer.task import TaskSpec
 from trainer.validation import validate
@@ -68,9 +79,14 @@ def prepare(overrides: Sequence[str], options: Options) -> Plan:
     """Everything that can be known before torch is imported. Raises: UserError: any mistake."""
     composed = compose_mapping(overrides, options.config_dirs)
     config, task = typed(composed)
-    world = plan_world(config.trainer)
+    world = (submitted_world if submits(config) else plan_world)(config.trainer, config.launch)
     validate(config, task, world)
     return Plan(config, without_secrets(composed), task, world)
+
+
+def submits(config: Config) -> bool:
+    """Whether the line becomes a batch job: SLURM is asked for, and this is not the job itself."""
+    return isinstance(config.launch, SlurmLaunchConfig) and STOP_FILE not in os.environ
 
 
 def print_config(overrides: Sequence[str], options: Options) -> int:
@@ -82,22 +98,30 @@ def print_config(overrides: Sequence[str], options: Options) -> int:
 
 def fit(overrides: Sequence[str], options: Options) -> int:
     """The verb fit. Returns: exit code."""
+    stop_before_training()
     plan = prepare(overrides, options)
-    if plan.world.joined:
-        return _fit_joined(plan)
-    run = open_run(plan.config, plan.mapping)
+    words = [*(f"--config-dir={folder.resolve()}" for folder in options.config_dirs), *overrides]
     try:
+        if submits(plan.config):
+            from trainer.submit import submit
+
+            return submit(plan.config, words)
+        if plan.world.joined:
+            return fit_joined(plan)
+        if node_range(plan.config.trainer, plan.config.launch)[1] > 1:
+            return EXIT_STOPPED if start_nodes(plan.world, plan.config, words) else EXIT_DONE
+        run = open_run(plan.config, plan.mapping)
         with recorded_attempt(run, plan.world):
-            return on_ranks("fit", run.directory, plan.world, ())
+            return on_ranks("fit", run.directory, plan.world, plan.config, ())
     except RankFailure as failure:
         print(failure, file=sys.stderr)
         return EXIT_BUG
 
 
-def on_ranks(verb: str, run_dir: Path, world: World, arguments: Sequence[str]) -> int:
+def on_ranks(verb: str, run_dir: Path, world: World, config: Config, arguments: Sequence[str]) -> int:
     """Do a verb on new ranks, or here where there is only one. Returns: exit code."""
     if world.launcher == "elastic":
-        start_ranks(world, [verb, str(run_dir), *arguments], run_dir)
+        start_ranks(world, config.launch, [verb, str(run_dir), *arguments], run_dir)
         stopped = verb == "fit" and Record(run_dir).read()["status"] == "stopped"
         return EXIT_STOPPED if stopped else EXIT_DONE
     from trainer.rank import run_rank
@@ -118,7 +142,7 @@ def recorded_attempt(run: Run, world: World) -> Iterator[None]:
         run.close()
 
 
-def _fit_joined(plan: Plan) -> int:
+def fit_joined(plan: Plan) -> int:
     """torchrun or srun has started this line on every rank: rank 0 opens the run and tells the others where it is."""
     import torch.distributed as dist
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -165,7 +189,9 @@ def _open_on_first_rank(plan: Plan, dist: Any) -> _SharedRun:
 
 def _compare_configurations(mapping: dict[str, Any], dist: Any) -> None:
     """Ranks that were started with different lines would train different experiments as one."""
-    digest = hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()
+    # The same network may have another name on each node.
+    shared = {**mapping, "launch": {**mapping["launch"], "interface": None}}
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
     digests: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(digests, digest)
     different = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
@@ -193,10 +219,10 @@ def on_run(verb: str, words: Sequence[str]) -> int:
         if "=" not in word:
             raise UserError(f"{word}: not of the form key=value")
     _, config, task = load_config(run_dir, arguments)
-    world = plan_world(config.trainer)
+    world = plan_world(config.trainer, config.launch)
     validate(config, task, world)
     try:
-        return on_ranks(verb, run_dir, world, arguments)
+        return on_ranks(verb, run_dir, world, config, arguments)
     except RankFailure as failure:
         print(failure, file=sys.stderr)
         return EXIT_BUG

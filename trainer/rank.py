@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,32 @@ from omegaconf import OmegaConf
 from trainer.compose import typed
 from trainer.config import Config
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError
-from trainer.launch import World, plan_world, rank_environment
+from trainer.group import process_group
+from trainer.launch import STOP_FILE, World, plan_world, stop_before_training
+from trainer.leave import run_and_leave
 from trainer.run import Record
-from trainer.strategies.config import divides_state
 from trainer.task import TaskSpec
 
 MISSING_KEY = object()
 
 
 def main() -> int:
-    """A rank that elastic has started. Returns: exit code."""
+    """A rank that elastic has started: `VERB RUN_DIR ...` where the parent has opened a run, `join WORDS...` where
+    the ranks of several nodes are yet to agree on one. Returns: exit code."""
     _die_with_parent()
-    verb, run_dir, *arguments = sys.argv[1:]
+    stop_before_training()
+    verb, *arguments = sys.argv[1:]
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     handler = get_error_handler()
     handler.initialize()
     try:
-        return run_rank(verb, Path(run_dir), arguments, None)
+        if verb == "join":
+            from trainer.fit import fit_joined, prepare, take_options
+
+            options, overrides = take_options(arguments)
+            return fit_joined(prepare(overrides, options))
+        return run_rank(verb, Path(arguments[0]), arguments[1:], None)
     except UserError as error:
         # The parent tells it, once for all ranks.
         handler.record_exception(error)
@@ -58,7 +65,7 @@ def run_rank(verb: str, run_dir: Path, arguments: Sequence[str], world: World | 
     Returns: exit code. Raises: UserError and everything that goes wrong.
     """
     mapping, config, task = load_config(run_dir, arguments)
-    world = world or replace(plan_world(config.trainer), launcher="elastic")
+    world = world or replace(plan_world(config.trainer, config.launch), launcher="elastic")
     _set_up_logs(run_dir, world)
     if verb == "fit":
         from trainer.engine import fit
@@ -105,41 +112,15 @@ def _recorded(run_dir: Path, world: World, attempt: Callable[[], Any]) -> int:
         outcome = Outcome("stopped", str(request))
     if world.rank == 0:
         Record(run_dir).end_attempt(outcome.status, outcome.cause)
-    # A rank that elastic started must not look failed when it was only asked to stop.
-    return EXIT_STOPPED if outcome.status == "stopped" and world.launcher != "elastic" else EXIT_DONE
+    return _stopped(world) if outcome.status == "stopped" else EXIT_DONE
 
 
-class process_group:  # noqa: N801 - a context manager that reads as a function
-    """The default process group of a rank, bound to loopback on one host; nothing for a process that needs none."""
-
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
-        self.needed = world.world_size > 1 or divides_state(config.strategy)
-
-    def __enter__(self) -> None:
-        if not self.needed:
-            return
-        import torch
-
-        if torch.distributed.is_initialized():
-            return
-        for name, value in rank_environment(self.world).items():
-            os.environ.setdefault(name, value)
-        timeout = timedelta(seconds=self.config.launch.timeout_s)
-        backend = "nccl" if self.world.accelerator == "cuda" else "gloo"
-        device = torch.device("cuda", self.world.local_rank) if backend == "nccl" else None
-        if self.world.world_size == 1:
-            alone = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-            torch.distributed.init_process_group(backend, timeout=timeout, store=alone, rank=0, world_size=1)
-            return
-        torch.distributed.init_process_group(backend, timeout=timeout, device_id=device)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        import torch
-
-        # After an error the peers may be gone, and leaving the group would wait for them.
-        if kind is None and self.needed and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+def _stopped(world: World) -> int:
+    """Exit code of a rank that was asked to stop, and must not look failed to those who would react to that."""
+    if STOP_FILE in os.environ:
+        Path(os.environ[STOP_FILE]).touch()
+        return EXIT_DONE
+    return EXIT_DONE if world.launcher == "elastic" else EXIT_STOPPED
 
 
 def _set_up_logs(run_dir: Path, world: World) -> None:
@@ -175,4 +156,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_leave(main)

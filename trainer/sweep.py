@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.compose import parse_overrides
 from trainer.errors import EXIT_BUG, EXIT_DONE, UserError
-from trainer.launch import joined_world
+from trainer.launch import is_joined
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -30,7 +30,7 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
 
     Each job is a process of its own, so that ranks, devices and random state of one cannot reach the next.
     """
-    if joined_world("cpu") is not None:
+    if is_joined():
         raise UserError("-m: a sweep starts its own ranks", "start it without torchrun or srun")
     folders = [f"--config-dir={folder}" for folder in config_dirs]
     jobs, failed = expand(overrides), []

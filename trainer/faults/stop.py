@@ -1,4 +1,4 @@
-"""Stop on SIGTERM or SIGINT at the end of a step that all ranks agree on, with a checkpoint, resumable.
+"""Stop on SIGTERM, SIGINT or SIGUSR1 at the end of a step that all ranks agree on, with a checkpoint, resumable.
 
 Lightning's own handler runs a collective inside the signal handler, and its requeue saves in the middle of a step;
 here the handler sets a flag, and between two steps the ranks compare their flags.
@@ -12,9 +12,8 @@ from types import FrameType
 import pytorch_lightning as pl
 import torch
 
+from trainer.launch import STOP_SIGNALS
 from trainer.module import TrainingModule, all_reduce_sum
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequested(Exception):
@@ -32,7 +31,7 @@ class StopOnSignal(pl.Callback):
 
     def install(self) -> None:
         """Take the signals over."""
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

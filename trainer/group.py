@@ -1,0 +1,68 @@
+"""The process group of a rank."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from trainer.config import Config
+from trainer.launch import World, local_address, rank_environment
+from trainer.strategies.config import divides_state
+
+if TYPE_CHECKING:
+    from trainer.faults.peers import Peers
+
+
+class process_group:  # noqa: N801 - a context manager that reads as a function
+    """The default process group of a rank, bound to loopback on one host and to the configured interface on several;
+    nothing for a process that needs none.
+
+    Raises: UserError: the other nodes cannot be met as configured. PeerLost: a rank of another node is gone.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.launch, self.world = config.launch, world
+        self.needed = world.world_size > 1 or divides_state(config.strategy)
+        self.peers: Peers | None = None
+
+    def __enter__(self) -> None:
+        if not self.needed:
+            return
+        import torch
+
+        if torch.distributed.is_initialized():
+            return
+        world, launch = self.world, self.launch
+        for name, value in rank_environment(world, launch).items():
+            os.environ.setdefault(name, value)
+        backend = "nccl" if world.accelerator == "cuda" else "gloo"
+        device = torch.device("cuda", world.local_rank) if backend == "nccl" and world.world_size > 1 else None
+        store = None
+        if world.world_size == 1:
+            store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        elif world.launcher == "slurm":
+            from trainer.rendezvous import step_store
+
+            store = step_store(world, launch.interface if world.num_nodes > 1 else None, launch.timeout_s)
+        torch.distributed.init_process_group(
+            backend,
+            timeout=timedelta(seconds=launch.timeout_s),
+            rank=world.rank,
+            world_size=world.world_size,
+            store=store,
+            device_id=device,
+        )
+        if world.num_nodes > 1:
+            from trainer.faults.peers import Peers
+
+            self.peers = Peers(world, local_address(world, launch))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        import torch
+
+        if self.peers is not None and error is not None and (lost := self.peers.explain(error)) is not None:
+            raise lost from error
+        # After an error the peers may be gone, and leaving the group would wait for them.
+        if kind is None and self.needed and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,33 @@
+"""The end of a process. Torch-free."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from trainer.errors import EXIT_DONE
+
+
+def run_and_leave(main: Callable[[], int]) -> NoReturn:
+    """Do it and exit with the code that it returns or asks for.
+
+    After a failure whoever started this process waits for it to react, and unloading torch takes a second, a process
+    group whose peers are gone several: then only Python's own exit handlers run, such as W&B's.
+    """
+    try:
+        code = main()
+    except SystemExit as request:
+        if not isinstance(request.code, int):
+            raise
+        code = request.code
+    if code == EXIT_DONE or "torch" not in sys.modules:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

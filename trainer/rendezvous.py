@@ -1,0 +1,185 @@
+"""Where ranks meet: stores that listen on one address of a host, and a rendezvous that outlives a cut link.
+
+torch's own stores listen on every interface, and the agent of its c10d rendezvous asks the store about newcomers from
+the one thread that watches the ranks: on a host that has lost its link to the store it hangs there for minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from datetime import timedelta
+
+from torch.distributed import DistNetworkError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters, RendezvousStoreInfo
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+
+from trainer.errors import UserError
+from trainer.launch import World
+from trainer.network import interface_address, interface_of, listen, parse_endpoint, resolve, source_address
+from trainer.torchrun import NODES_BACKEND
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+LOOPBACK_BACKEND = "loopback"
+STORE_TIMEOUT_S = 60
+# A node counts as lost after three missed heartbeats.
+HEARTBEAT_S = 2
+MISSED_HEARTBEATS = 3
+# How long the fewest possible nodes are waited for.
+JOIN_S = 600
+# How long nodes that come after the fewest possible are waited for.
+LAST_CALL_S = 10
+# The rendezvous is told that this node leaves; a lost store cannot be told.
+FAREWELL_S = 1
+
+
+def host_store(address: str, port: int, timeout_s: float = STORE_TIMEOUT_S, world_size: int | None = None) -> TCPStore:
+    """A store that listens on one address only; port 0 takes a free one. Raises: OSError: the port is taken."""
+    listener = listen(address, port)
+    port = listener.getsockname()[1]
+    # The store owns the descriptor from here on.
+    return TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=True,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def join_store(address: str, port: int, timeout_s: float = STORE_TIMEOUT_S, world_size: int | None = None) -> TCPStore:
+    """A connection to a store that another process holds, or will hold soon.
+
+    Raises: UserError: nobody does within the timeout.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        return TCPStore(address, port, world_size, is_master=False, timeout=timeout, wait_for_workers=False)
+    except DistNetworkError as error:
+        raise UserError(
+            f"nobody has listened at {address}:{port} for {timeout_s:g} s, seen from {socket.gethostname()}",
+            "start the line on the node that launch.endpoint names too, and let the port through",
+        ) from error
+
+
+class LoopbackRendezvous(StaticTCPRendezvous):
+    """torch's static rendezvous for one agent, with a store that nobody outside the host can reach."""
+
+    def get_backend(self) -> str:
+        """The name it is registered under."""
+        return LOOPBACK_BACKEND
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """A new store for each round: restarted ranks must not read what their predecessors have left."""
+        self._store = host_store(LOOPBACK, 0)
+        info = RendezvousStoreInfo(LOOPBACK, self._store.port)
+        return RendezvousInfo(self._store, self.rank, self.world_size, info)
+
+
+def create_loopback_rendezvous(parameters: RendezvousParameters) -> LoopbackRendezvous:
+    """What elastic's registry calls for one agent on one host."""
+    return LoopbackRendezvous(LOOPBACK, 0, rank=0, world_size=1, run_id=parameters.run_id, timeout=STORE_TIMEOUT_S)
+
+
+class NodesRendezvous(DynamicRendezvousHandler):
+    """torch's c10d rendezvous of several nodes, bound to one address of each."""
+
+    def get_backend(self) -> str:
+        """The name it is registered under."""
+        return NODES_BACKEND
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """A new store for each round, as torch keeps the first: ranks would read what their predecessors have left."""
+        self._bootstrap_store_info = self._shared_tcp_store_server = None
+        return super().next_rendezvous()
+
+    def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:
+        return host_store(master_addr, master_port)
+
+    def num_nodes_waiting(self) -> int:
+        """Newcomers as of the last heartbeat: asking now would hang where the store's host is lost."""
+        return len(self._state_holder.state.wait_list)
+
+    def shutdown(self) -> bool:
+        """Leave, as far as the store can still be told."""
+        leaving = threading.Thread(target=super().shutdown, daemon=True)
+        leaving.start()
+        leaving.join(FAREWELL_S)
+        return not leaving.is_alive()
+
+
+def create_nodes_rendezvous(parameters: RendezvousParameters) -> NodesRendezvous:
+    """What elastic's registry calls for each agent of several nodes; `--rdzv-conf=interface=NAME` binds it.
+
+    Raises: UserError: the endpoint or the interface is wrong, or nobody listens there.
+    """
+    endpoint = parse_endpoint(parameters.endpoint)
+    address = resolve(endpoint[0]) if endpoint else None
+    if endpoint is None or address is None:
+        raise UserError(f"launch.endpoint={parameters.endpoint}: must be HOST:PORT with a host that has an address")
+    interface = parameters.get("interface")
+    own = interface_address(interface) if interface else source_address(address)
+    store = _meet(address, endpoint[1], interface)
+    timeout = RendezvousTimeout(
+        join=timedelta(seconds=float(parameters.get("join_timeout", JOIN_S))),
+        last_call=timedelta(seconds=float(parameters.get("last_call_timeout", LAST_CALL_S))),
+    )
+    return NodesRendezvous.from_backend(
+        parameters.run_id,
+        store,
+        C10dRendezvousBackend(store, parameters.run_id),
+        parameters.min_nodes,
+        parameters.max_nodes,
+        parameters.local_addr or own,
+        timeout,
+        keep_alive_interval=HEARTBEAT_S,
+        keep_alive_max_attempt=MISSED_HEARTBEATS,
+    )
+
+
+def _meet(address: str, port: int, interface: str | None) -> TCPStore:
+    """Hold the store where the endpoint is this host's, else join it."""
+    if interface_of(address) is not None:
+        check_interface(address, port, interface)
+        try:
+            return host_store(address, port)
+        except OSError:
+            # Another agent of this host holds it already.
+            log.info("joining the store at %s:%d", address, port)
+    return join_store(address, port)
+
+
+def step_store(world: World, interface: str | None, timeout_s: float) -> TCPStore:
+    """The store of ranks that srun has started: rank 0 holds it, where torch would listen on every interface.
+
+    Raises: UserError: rank 0 cannot listen there.
+    """
+    address, port = resolve(world.master_addr) or world.master_addr, world.master_port
+    if world.rank != 0:
+        return join_store(address, port, timeout_s, world.world_size)
+    check_interface(address, port, interface)
+    try:
+        return host_store(address, port, timeout_s, world.world_size)
+    except OSError as error:
+        raise UserError(
+            f"launch.endpoint: rank 0 on {socket.gethostname()} cannot listen at {address}:{port} ({error.strerror})",
+            "name another address of the first node, or a free port, with launch.endpoint=HOST:PORT",
+        ) from error
+
+
+def check_interface(address: str, port: int, interface: str | None) -> None:
+    """Raises: UserError: an address of this host is not on the configured interface."""
+    carrier = interface_of(address)
+    if interface is not None and carrier != interface:
+        raise UserError(
+            f"launch.endpoint: {address} is on {carrier}, and launch.interface={interface}",
+            f"name {socket.gethostname()}'s address there: {interface_address(interface)}:{port}",
+        )

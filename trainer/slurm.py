@@ -1,0 +1,101 @@
+"""What SLURM has told this process about its job. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+
+from trainer.config import SlurmLaunchConfig
+from trainer.errors import Problem, UserError
+from trainer.network import resolve
+
+SCONTROL_TIMEOUT_S = 10
+
+
+def in_job(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process runs inside an allocation."""
+    return "SLURM_JOB_ID" in environment
+
+
+def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether srun has started this process as one of several. A batch script is none, nor is `srun --pty`."""
+    return int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """SLURM's compressed counts, a number a node: 2(x3),1 -> [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE={text}: not a list of counts")
+        counts += [int(match.group(1))] * int(match.group(2) or 1)
+    return counts
+
+
+def first_host(node_list: str) -> str:
+    """First host of SLURM's compressed list: node[03-07,9] -> node03."""
+    match = re.match(r"([^\[,]+)(?:\[(\w+))?", node_list)
+    if match is None:
+        raise UserError(f"SLURM_STEP_NODELIST={node_list}: not a node list")
+    return match.group(1) + (match.group(2) or "")
+
+
+def node_address(node: str) -> str:
+    """Where a node can be reached: its name need not be one that DNS knows, so SLURM is asked next.
+
+    Raises: UserError: neither knows.
+    """
+    found = resolve(node)
+    if found is None:
+        command = ["scontrol", "show", "node", "--oneliner", node]
+        try:
+            shown = subprocess.run(command, capture_output=True, text=True, timeout=SCONTROL_TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UserError(f"SLURM node {node} has no address: {error}", "name one with launch.endpoint") from error
+        match = re.search(r"NodeAddr=(\S+)", shown.stdout)
+        found = resolve(match.group(1)) if match else None
+    if found is None:
+        raise UserError(f"SLURM node {node} has no address", "name one that all nodes reach with launch.endpoint")
+    return found
+
+
+def step_port(environment: Mapping[str, str]) -> int:
+    """A port that all ranks of a step derive and simultaneous jobs of one machine do not share."""
+    return 20000 + (int(environment["SLURM_JOB_ID"]) * 8 + int(environment["SLURM_STEP_ID"])) % 20000
+
+
+def geometry_problems(
+    launch: SlurmLaunchConfig, local_world_size: int, environment: Mapping[str, str]
+) -> list[Problem]:
+    """Where the job differs from what `launch` asks for. Args: local_world_size: ranks on this node."""
+    if not in_job(environment):
+        return []
+    problems = []
+    num_nodes = int(environment.get("SLURM_STEP_NUM_NODES", "1"))
+    if not (launch.min_nodes or launch.nodes) <= num_nodes <= launch.nodes:
+        problems.append(Problem("launch.nodes", launch.nodes, f"the ranks are on {num_nodes} node(s) of the job"))
+    num_gpus = int(environment.get("SLURM_GPUS_ON_NODE", "0"))
+    if num_gpus != launch.gpus_per_node:
+        problems.append(Problem("launch.gpus_per_node", launch.gpus_per_node, f"SLURM gave {num_gpus} GPU(s) a node"))
+    if local_world_size > num_gpus > 0:
+        advice = f"SLURM gave {num_gpus} GPU(s) a node to {local_world_size} ranks"
+        problems.append(Problem("trainer.devices", local_world_size, advice))
+    return problems
+
+
+def allocation_problems(devices: int | str, world_size: int, environment: Mapping[str, str]) -> list[Problem]:
+    """An allocation of which only a part would be used, because nobody has started the other ranks.
+
+    Args: devices: as configured. world_size: of the ranks that this process would start by itself.
+    """
+    if not in_job(environment) or "SLURM_STEP_NUM_TASKS" in environment:
+        return []
+    nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
+    tasks = int(environment.get("SLURM_NTASKS", "1"))
+    if nodes == 1 and (tasks <= world_size or devices != "auto"):
+        return []
+    advice = f"SLURM gave {tasks} task(s) on {nodes} node(s), and this would be {world_size} rank(s) on one; use srun"
+    return [Problem("trainer.devices", devices, advice)]

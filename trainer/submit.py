@@ -1,0 +1,107 @@
+"""launch=slurm: write the job script and submit it. Torch-free."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.config import Config, SlurmLaunchConfig
+from trainer.errors import EXIT_DONE, UserError
+from trainer.launch import submitted_world
+from trainer.run import identity_hash, write_text
+from trainer.task import HOME
+
+TEMPLATE = HOME / "launch" / "slurm.sbatch"
+JOB_MARK = "# --- the job\n"
+
+
+def submit(config: Config, words: Sequence[str]) -> int:
+    """Submit one run. Args: words: its line, without the verb. Returns: exit code."""
+    launch = config.launch
+    assert isinstance(launch, SlurmLaunchConfig)
+    name = config.run.name or f"{config.model.name}-{config.data.name}-{identity_hash(config)}"
+    log = Path(launch.log_dir).resolve() / "%x-%j.log"
+    text = job_script(config, name, log, [f"words=({shlex.join(words)})"])
+    if launch.dry_run:
+        print(text, end="")
+        return EXIT_DONE
+    job = submit_script(text, log.parent / f"{name}.sbatch")
+    log = log.with_name(f"{name}-{job}.log")
+    print(f"job {job}: {name}, {launch.nodes} node(s)")
+    print(f"  follow   tail -F {shlex.quote(str(log))}")
+    print(f"  state    squeue --job {job}")
+    print(f"  cancel   scancel {job}")
+    return EXIT_DONE
+
+
+def job_script(config: Config, name: str, log: Path, assignments: Sequence[str], options: Sequence[str] = ()) -> str:
+    """The text of a job script: our settings, then the body of launch/slurm.sbatch.
+
+    Args: assignments: shell lines that set `words`. options: further ones of sbatch.
+    """
+    launch = config.launch
+    assert isinstance(launch, SlurmLaunchConfig)
+    settings = [f"#SBATCH {option}" for option in [*_sbatch_options(config, name, log), *options]]
+    requeue = str(launch.requeue).lower()
+    variables = [
+        f"python={shlex.quote(launch.python or sys.executable)}",
+        f"requeue={requeue}",
+        f"srun_options=({shlex.join(_srun_options(launch, config))})",
+        *assignments,
+    ]
+    body = TEMPLATE.read_text(encoding="utf-8").partition(JOB_MARK)[2]
+    return "\n".join(["#!/bin/bash", *settings, *launch.setup, *variables]) + f"\n{JOB_MARK}{body}"
+
+
+def _sbatch_options(config: Config, name: str, log: Path) -> list[str]:
+    launch = config.launch
+    assert isinstance(launch, SlurmLaunchConfig)
+    ranks = submitted_world(config.trainer, launch).local_world_size
+    tasks = ranks if launch.starter == "srun" else 1
+    optional = {
+        "--gpus-per-node": launch.gpus_per_node or None,
+        "--cpus-per-task": launch.cpus_per_rank and launch.cpus_per_rank * ranks // tasks,
+        "--time": launch.time_limit,
+        "--partition": launch.partition,
+        "--account": launch.account,
+    }
+    return [
+        f"--job-name={name}",
+        f"--nodes={launch.nodes}",
+        f"--ntasks-per-node={tasks}",
+        *(f"{option}={value}" for option, value in optional.items() if value is not None),
+        # To the ranks, not to this script: they save and stop, and srun then returns here.
+        f"--signal=USR1@{launch.stop_before_s}",
+        "--requeue" if launch.requeue else "--no-requeue",
+        "--open-mode=append",
+        f"--output={log}",
+        *(["--no-kill"] if _survives_nodes(launch) else []),
+        *launch.sbatch_options,
+    ]
+
+
+def _srun_options(launch: SlurmLaunchConfig, config: Config) -> list[str]:
+    cpus = [option for option in _sbatch_options(config, "", Path()) if option.startswith("--cpus-per-task")]
+    # srun takes --cpus-per-task from the job only before SLURM 22.05.
+    return [*cpus, *(["--no-kill"] if _survives_nodes(launch) else []), *launch.srun_options]
+
+
+def _survives_nodes(launch: SlurmLaunchConfig) -> bool:
+    return launch.min_nodes is not None and launch.min_nodes < launch.nodes
+
+
+def submit_script(text: str, path: Path) -> str:
+    """Write a job script and hand it to sbatch. Returns: the job's id. Raises: UserError: sbatch refuses it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    try:
+        done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        advice = "log in to the cluster, or print the script with launch.dry_run=true"
+        raise UserError("launch=slurm: there is no sbatch here", advice) from None
+    if done.returncode != 0:
+        raise UserError(f"launch=slurm: {done.stderr.strip()}", f"the script is {path}")
+    return done.stdout.strip().partition(";")[0]

@@ -1,0 +1,26 @@
+"""Our rendezvous for `torchrun --rdzv-backend=trainer`: the entry point of the group torchrun.handlers. Torch-free.
+
+torch loads the entry points while its own rendezvous package is being imported, so nothing of it can be imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
+NODES_BACKEND = "trainer"
+
+
+def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:
+    """The rendezvous of one agent."""
+    from trainer.rendezvous import create_nodes_rendezvous
+
+    return create_nodes_rendezvous(parameters)
+
+
+def backend() -> Callable[[RendezvousParameters], RendezvousHandler]:
+    """What torchrun asks an entry point for."""
+    return create_handler
