@@ -17,6 +17,9 @@ from trainer.data.samplers import Share, split_step
 from trainer.errors import ConfigError
 
 
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "conf" / "experiment"
+
+
 def built(*words: str) -> tuple[CNNModule, CNNData]:
     config, task = typed(compose_mapping(["task=cnn", "logger=none", *words]))
     data = task.build_data(config)
@@ -141,3 +144,11 @@ def test_a_set_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Image.new("RGB", (70, 70), (number, 0, 0)).save(tmp_path / "faces" / f"{number}.png")
     with pytest.raises(UserError, match="have no labels"):
         built("data=image_folder", f"data.path={tmp_path / 'faces'}")
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("cnn_*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_fits_its_schema(path: Path) -> None:
+    config, task = typed(compose_mapping([f"experiment={path.stem}", "logger=none"]))
+    assert task.name == "cnn"
+    assert not task.validate(config)
+    assert "python -m trainer experiment=" + path.stem in path.read_text()
