@@ -16,7 +16,6 @@ from trainer.data.images import ImageBatch, ImageSet
 from trainer.data.samplers import Share, split_step
 from trainer.errors import ConfigError
 
-
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "conf" / "experiment"
 
 
