@@ -1,0 +1,67 @@
+"""W&B: what the configuration says is what the run carries, and no key, no route and no server hold up nothing."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from conftest import SPIRALS_WORDS
+
+from trainer.cli import main
+from trainer.config import WandbLogger
+from trainer.observe.wandb import build_wandb_logger, can_reach_wandb, finish_wandb
+from trainer.run import Record
+
+CONFIG = WandbLogger(
+    name="wandb", project="letters", entity=None, group="sizes", tags=["a", "b"], notes="why", mode="auto"
+)
+
+
+@pytest.fixture
+def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+
+
+def test_a_run_carries_what_the_configuration_says(no_key: None, tmp_path: Path) -> None:
+    logger = build_wandb_logger(CONFIG, {"seed": 3}, tmp_path, "0badcafe")
+    experiment = logger.experiment
+    assert experiment.offline
+    assert (experiment.id, experiment.project, experiment.group) == ("0badcafe", "letters", "sizes")
+    assert tuple(experiment.tags or ()) == ("a", "b")
+    assert (experiment.notes, experiment.name) == ("why", tmp_path.name)
+    assert experiment.config["seed"] == 3
+    logger.log_metrics({"train/loss": 1.0}, step=5)
+    where = finish_wandb(logger, 0, None)
+    assert where.startswith("wandb sync ")
+    assert list(Path(where.removeprefix("wandb sync ")).glob("*.wandb"))
+
+
+def test_a_key_without_a_route_is_offline(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    assert not can_reach_wandb()
+    assert "cannot be reached" in caplog.text
+
+
+def test_a_route_and_a_key_are_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert can_reach_wandb()
+
+
+def test_training_and_resuming_are_one_run(no_key: None, in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [word for word in SPIRALS_WORDS if word != "logger=none"]
+    assert main([*words, "trainer.max_epochs=1"]) == 0
+    (run,) = (in_directory / "outputs" / "spirals").iterdir()
+    # As if the machine had gone down before the end was recorded.
+    Record(run).update(status="running")
+    assert main([*words, "trainer.max_epochs=1"]) == 0
+    wandb_id = Record(run).read()["wandb_id"]
+    folders = [folder.name for folder in (run / "wandb").iterdir() if folder.name.startswith("offline-run")]
+    assert folders
+    assert all(name.endswith(wandb_id) for name in folders)
+    assert "WANDB_API_KEY" not in os.environ
