@@ -62,6 +62,12 @@ class NetworkDDPStrategy(ParallelNetworkStrategy):
         return replica
 
 
+def make_contiguous(network: nn.Module) -> None:
+    """Weights in the order in which they can be cut into parts; activations keep the memory order they come in."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()
+
+
 def compress_gradients(replica: DistributedDataParallel, options: DDPConfig) -> None:
     """Let a replica send its gradients in fewer bits."""
     if options.gradient_compression == "powersgd":

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer.strategies.ddp import ParallelNetworkStrategy
+from trainer.strategies.ddp import ParallelNetworkStrategy, make_contiguous
 
 
 class DeepSpeedStrategy(ParallelNetworkStrategy):
@@ -61,6 +61,7 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
         deepspeed = import_deepspeed(self.root_device)
         module = self.training_module
         for (name, network), optimizer in zip(module.networks().items(), self.optimizers, strict=True):
+            make_contiguous(network)
             self.groups[name] = [list(group["params"]) for group in optimizer.param_groups]
             engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=self.engine_config)
             self.engines[name] = module.replicas[name] = engine

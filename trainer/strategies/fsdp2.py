@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UserError
 from trainer.strategies.config import FSDP2Config
-from trainer.strategies.ddp import ParallelNetworkStrategy
+from trainer.strategies.ddp import ParallelNetworkStrategy, make_contiguous
 
 CONTAINERS = (nn.ModuleList, nn.Sequential)
 
@@ -49,12 +49,14 @@ class FSDP2Strategy(ParallelNetworkStrategy):
             for network in module.networks().values():
                 self._shard(network)
         move_unsharded(module, self.root_device)
+        module._device = self.root_device
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
     def _shard(self, network: nn.Module) -> None:
         ranks_agree(network, self.root_device)
+        make_contiguous(network)
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         pinned = self.root_device.type == "cuda"
         policy = CPUOffloadPolicy(pin_memory=pinned) if self.options.cpu_offload else OffloadPolicy()
@@ -162,13 +164,14 @@ def ranks_agree(network: nn.Module, device: torch.device) -> None:
         tensor.data.copy_(whole)
 
 
-def move_unsharded(module: pl.LightningModule, device: torch.device) -> None:
+def move_unsharded(module: nn.Module, device: torch.device) -> None:
     """Move what lies outside the sharded networks, which are where they belong already."""
-    sharded = {id(part) for root in module.modules() if isinstance(root, FSDPModule) for part in root.modules()}
-    for part in module.modules():
-        if id(part) not in sharded:
-            part._apply(lambda tensor: tensor.to(device), recurse=False)
-    module._device = device
+    if not any(isinstance(part, FSDPModule) for part in module.modules()):
+        module.to(device)
+    elif not isinstance(module, FSDPModule):
+        nn.Module._apply(module, lambda tensor: tensor.to(device), recurse=False)
+        for child in module.children():
+            move_unsharded(child, device)
 
 
 def part_like(value: Any, like: Any) -> Any:

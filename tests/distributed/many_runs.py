@@ -1,0 +1,47 @@
+"""A rank that does many command lines, one after the other, under torchrun: `many_runs.py LINES.json`.
+
+Starting an interpreter and importing DeepSpeed takes longer than the runs themselves. LINES.json is a list of
+{"directory": ..., "words": [...]}; exit codes and what ranks measured go to LINES.json.RANK.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from trainer import engine
+from trainer.cli import main
+
+optimizer_bytes = 0
+
+
+def measuring_finish(config: Any, trainer: Any, *rest: Any) -> Any:
+    """engine.finish, which is where a run's optimizers are last seen."""
+    global optimizer_bytes
+    entries = [value for o in trainer.strategy.optimizers for state in o.state.values() for value in state.values()]
+    tensors = [entry.to_local() if isinstance(entry, DTensor) else entry for entry in entries]
+    optimizer_bytes = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return finish(config, trainer, *rest)
+
+
+finish = engine.finish
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    # One group for all lines: DeepSpeed keeps the first one it sees.
+    dist.destroy_process_group = lambda group=None: None
+    engine.finish = measuring_finish
+    lines = Path(sys.argv[1])
+    results = []
+    for line in json.loads(lines.read_text()):
+        os.chdir(line["directory"])
+        code = main(line["words"])
+        results.append({"code": code, "optimizer_bytes": optimizer_bytes})
+        dist.barrier()
+    Path(f"{lines}.{dist.get_rank()}").write_text(json.dumps(results))
+    os._exit(0)

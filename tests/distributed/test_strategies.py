@@ -1,0 +1,195 @@
+"""Every strategy on two ranks against one process: weights, optimizer state, memory, and checkpoints between them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SPIRALS_WORDS
+from safetensors.torch import load_file
+
+from trainer.checkpoint.state import STATE_FILE
+from trainer.cli import main
+from trainer.run import write_json
+
+DIVIDING = [
+    "fsdp2",
+    "deepspeed_stage_1",
+    "deepspeed_stage_2",
+    "deepspeed_stage_3",
+    "deepspeed_stage_2_offload",
+    "deepspeed_stage_3_offload",
+]
+STRATEGIES = ["ddp", *DIVIDING]
+QUIET = ["logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "run.name=run"]
+
+# Adam would hide a gradient of a wrong scale. Two micro-batches a rank, clipped in every step.
+TWENTY_STEPS = [
+    *QUIET,
+    "optimizer=sgd",
+    "trainer.max_steps=20",
+    "trainer.limit_val_batches=0",
+    "trainer.gradient_clip_val=0.5",
+]
+TASKS = {
+    "cnn": [*TWENTY_STEPS, "task=cnn", "batch.global_size=32", "batch.micro_size=8"],
+    "bert": [*TWENTY_STEPS, "task=bert", "model.dropout=0.0", "batch.global_size=16", "batch.micro_size=4"],
+    "dcgan": [
+        *TWENTY_STEPS,
+        "task=dcgan",
+        "model.width=8",
+        "model.latent_size=16",
+        "optimizer.lr=0.001",
+        "optimizer.momentum=0.0",
+        "optimizer.nesterov=false",
+        "task.num_samples=4",
+        # Statistics are those of a micro-batch, so one process must have as many as two ranks: one.
+        "batch.global_size=598",
+    ],
+}
+LIMITS = {"cnn": 1e-6, "bert": 1e-6, "dcgan": 1e-5}
+GAN_STRATEGIES = ["ddp", "deepspeed_stage_1", "deepspeed_stage_2"]
+EQUAL = [(task, strategy) for task in ("cnn", "bert") for strategy in STRATEGIES]
+EQUAL += [("dcgan", strategy) for strategy in GAN_STRATEGIES]
+
+# 16 steps an epoch; each run leaves checkpoints at steps 10, 20 and 30, and its last one at 32.
+RESUMED = [
+    *SPIRALS_WORDS,
+    *QUIET,
+    "model.dropout=0.0",
+    "optimizer=adamw",
+    "optimizer.lr=0.01",
+    "trainer.max_epochs=2",
+    "checkpoint.every_n_steps=10",
+    "checkpoint.keep=9",
+]
+
+
+def in_one_process(directory: Path, words: list[str]) -> Path:
+    directory.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        assert main(words) == 0
+    return only_run(directory)
+
+
+def only_run(directory: Path) -> Path:
+    (run,) = directory.glob("outputs/*/run")
+    return run
+
+
+def on_two_ranks(folder: Path, lines: dict[Path, list[str]]) -> dict[Path, list[dict[str, Any]]]:
+    """Do command lines on two ranks under torchrun. Returns: per directory, what each rank reported."""
+    file = folder / "lines.json"
+    file.write_text(json.dumps([{"directory": str(d), "words": words} for d, words in lines.items()]))
+    script = Path(__file__).with_name("many_runs.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in (0, 1)]
+    return {directory: list(reports) for directory, *reports in zip(lines, *ranks, strict=True)}
+
+
+def rewound(source: Path, target: Path, step: int) -> None:
+    """Copy a finished run as it would stand if it had been stopped after a step."""
+    shutil.copytree(source, target, symlinks=True)
+    for checkpoint in (target / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    for link in ("last", "best"):
+        (target / "checkpoints" / link).unlink(missing_ok=True)
+    (target / "model.safetensors").unlink()
+    record = json.loads((target / "run.json").read_text())
+    write_json(target / "run.json", {**record, "status": "stopped"})
+
+
+def state_of(run: Path, step: int) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"step-{step:08d}" / STATE_FILE, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def equal_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps of each task, in one process and under each strategy."""
+    folder = tmp_path_factory.mktemp("equal")
+    lines: dict[Path, list[str]] = {}
+    for task, words in TASKS.items():
+        in_one_process(folder / f"{task}-one", words)
+    for task, strategy in EQUAL:
+        directory = folder / f"{task}-{strategy}"
+        directory.mkdir()
+        lines[directory] = [*TASKS[task], f"strategy={strategy}"]
+    reports = on_two_ranks(folder, lines)
+    assert all(report["code"] == 0 for ranks in reports.values() for report in ranks)
+    return folder
+
+
+@pytest.mark.parametrize(("task", "strategy"), EQUAL)
+def test_twenty_steps_on_two_ranks_are_those_of_one_process(task: str, strategy: str, equal_runs: Path) -> None:
+    expected = load_file(only_run(equal_runs / f"{task}-one") / "model.safetensors")
+    actual = load_file(only_run(equal_runs / f"{task}-{strategy}") / "model.safetensors")
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=LIMITS[task], msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def resumed_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, list[dict[str, Any]]]]:
+    """A run in one process; the same run whole under each strategy; and it taken over by each from step 10 on."""
+    folder = tmp_path_factory.mktemp("resumed")
+    one = in_one_process(folder / "one", RESUMED)
+    lines: dict[Path, list[str]] = {}
+    for strategy in STRATEGIES:
+        whole, taken = folder / f"whole-{strategy}", folder / f"taken-{strategy}"
+        whole.mkdir()
+        rewound(one, taken / "outputs" / "spirals" / "run", 10)
+        lines[whole] = lines[taken] = [*RESUMED, f"strategy={strategy}"]
+    return folder, on_two_ranks(folder, lines)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_checkpoint_is_what_one_process_would_have_written(strategy: str, resumed_runs: tuple[Path, Any]) -> None:
+    """So whatever resumes from one strategy's checkpoint resumes from any."""
+    folder, _ = resumed_runs
+    expected = state_of(only_run(folder / "one"), 10)
+    actual = state_of(only_run(folder / f"whole-{strategy}"), 10)
+    assert actual.keys() == expected.keys()
+    for name in ("state_dict", "optimizer_states", "lr_schedulers"):
+        # Adam divides by the root of a running square, so rounding is larger than in the gradients.
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_goes_on_under_another_strategy_and_world_size(strategy: str, resumed_runs: tuple[Path, Any]) -> None:
+    folder, _ = resumed_runs
+    run = only_run(folder / f"taken-{strategy}")
+    assert [attempt["world_size"] for attempt in json.loads((run / "run.json").read_text())["attempts"]] == [1, 2]
+    expected, actual = state_of(only_run(folder / "one"), 32), state_of(run, 32)
+    for name in ("state_dict", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_one_process_goes_on_with_a_run_of_two_ranks(resumed_runs: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = resumed_runs
+    rewound(only_run(folder / "whole-deepspeed_stage_3"), tmp_path / "back" / "outputs" / "spirals" / "run", 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "back")
+        assert main(RESUMED) == 0
+    expected = state_of(only_run(folder / "one"), 32)
+    actual = state_of(only_run(tmp_path / "back"), 32)
+    torch.testing.assert_close(actual["state_dict"], expected["state_dict"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_each_of_two_ranks_holds_half_the_optimizer(strategy: str, resumed_runs: tuple[Path, Any]) -> None:
+    folder, reports = resumed_runs
+    whole = [report["optimizer_bytes"] for report in reports[folder / "whole-ddp"]]
+    divided = [report["optimizer_bytes"] for report in reports[folder / f"whole-{strategy}"]]
+    assert whole[0] == whole[1] > 0
+    for part in divided:
+        assert part <= 0.55 * whole[0]
