@@ -151,6 +151,9 @@ def fit_joined(plan: Plan) -> int:
 
     handler = get_error_handler()
     handler.initialize()
+    if plan.world.launcher == "torchrun" and STOP_FILE in os.environ:
+        # The ranks before these stopped because a node came or went.
+        Path(os.environ[STOP_FILE]).unlink(missing_ok=True)
     try:
         with process_group(plan.config, plan.world):
             if plan.world.world_size > 1:

@@ -244,6 +244,8 @@ def _run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> 
 
     SIGTERM, SIGINT and SIGUSR1 are passed on: the ranks agree on a step to stop at and end by themselves.
     """
+    # A store warns of every connection that ends, with a stack of C++ frames.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError, rendezvous_handler_registry
@@ -256,8 +258,13 @@ def _run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> 
     config = LaunchConfig(
         shutdown_timeout=SHUTDOWN_TIMEOUT_S, signals_to_handle="SIGHUP", logs_specs=DefaultLogsSpecs(), **options
     )
-    # What elastic says of a failure, `_first_cause` says in a sentence.
+    # What elastic says of a failure, `_first_cause` says in a sentence, and of one that is mended, `_TellFailure`.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    if config.max_restarts:
+        failures = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+        failures.addHandler(_TellFailure(logging.ERROR))
+        failures.setLevel(logging.ERROR)
+        failures.propagate = False
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
     with _passing_signals_on():
         try:
@@ -266,6 +273,17 @@ def _run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> 
             raise _first_cause(error, run_dir) from None
         except RendezvousError as error:
             raise RankFailure(f"the nodes have not met at {config.rdzv_endpoint}: {error}") from error
+
+
+class _TellFailure(logging.Handler):
+    """One line for the failure that makes elastic restart the ranks, which it passes to its log only."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Elastic's arguments: exit code, local rank, process, command."""
+        if record.msg.startswith("failed (exitcode") and isinstance(record.args, tuple):
+            code = int(str(record.args[0]))
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+            print(f"rank {record.args[1]} of this host {how}", file=sys.stderr)
 
 
 class RankFailure(Exception):

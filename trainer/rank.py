@@ -70,6 +70,8 @@ def run_rank(verb: str, run_dir: Path, arguments: Sequence[str], world: World | 
     if verb == "fit":
         from trainer.engine import fit
 
+        if world.rank == 0:
+            _tell_restart(run_dir)
         with process_group(config, world):
             return _recorded(run_dir, world, lambda: fit(config, mapping, task, world, run_dir))
     from trainer.evaluate import VERBS
@@ -77,6 +79,17 @@ def run_rank(verb: str, run_dir: Path, arguments: Sequence[str], world: World | 
     with process_group(config, world):
         VERBS[verb](config, task, world, run_dir, arguments)
     return EXIT_DONE
+
+
+def _tell_restart(run_dir: Path) -> None:
+    """Elastic starts the ranks again under the same attempt."""
+    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restart:
+        print(f"restart {restart} of {os.environ['TORCHELASTIC_MAX_RESTARTS']}: a rank has failed")
+        record = Record(run_dir)
+        attempts = record.read()["attempts"]
+        attempts[-1]["restarts"] = restart
+        record.update(attempts=attempts)
 
 
 def load_config(run_dir: Path, arguments: Sequence[str] = ()) -> tuple[dict[str, Any], Config, TaskSpec]:

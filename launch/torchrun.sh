@@ -1,0 +1,20 @@
+#!/bin/bash
+# One run on several hosts over ssh, each with this directory, code and interpreter in the same place:
+#   launch/torchrun.sh "node1 node2" task=bert batch.global_size=256
+# RANKS: ranks a host (default: its GPUs). ENDPOINT: address:port of the first host. INTERFACE: network between them.
+# PYTHON: interpreter there. SSH: what reaches a host.
+set -euo pipefail
+read -ra hosts <<<"$1"
+shift
+torchrun=(
+  "${PYTHON:-python}" -m torch.distributed.run
+  --nnodes="${#hosts[@]}" --nproc-per-node="${RANKS:-gpu}" --rdzv-id="$$"
+  --rdzv-backend=trainer --rdzv-endpoint="${ENDPOINT:-${hosts[0]}:29400}" ${INTERFACE:+--rdzv-conf=interface=$INTERFACE}
+)
+trap 'kill $(jobs -p) 2>/dev/null' INT TERM
+for host in "${hosts[@]}"; do
+  ${SSH:-ssh -tt} "$host" "cd $(printf %q "$PWD") && exec$(printf ' %q' "${torchrun[@]}" -m trainer "$@")" &
+done
+code=0
+for job in $(jobs -p); do wait "$job" || code=$?; done
+exit $code

@@ -1,0 +1,123 @@
+"""Two network namespaces, joined by a cable that can be pulled, are two hosts for torchrun."""
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import SPIRALS_WORDS
+from watching import wait_until
+
+from trainer.checkpoint.store import read_manifest
+from trainer.observe.jsonl import read_metrics
+
+TIMEOUT_S = 6.0
+LISTENING = "0A"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace."""
+
+    name: str
+    interface: str
+    address: str
+
+    def start(self, directory: Path, *words: str) -> subprocess.Popen[str]:
+        """torchrun on this host."""
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+        meeting = ["--rdzv-backend=trainer", "--rdzv-endpoint=10.77.0.1:29400", "--rdzv-id=test"]
+        bound = f"--rdzv-conf=interface={self.interface}"
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.name, *torchrun, *meeting, bound, "-m", "trainer", *words],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=10)
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Host, Host]]:
+    if os.geteuid() != 0:
+        pytest.skip("only root makes network namespaces")
+    pair = tuple(Host(f"trainer{os.getpid()}{end}", f"cable{end}", f"10.77.0.{end}") for end in (1, 2))
+    try:
+        for host in pair:
+            ip("netns", "add", host.name)
+        first, second = pair
+        peer = ["type", "veth", "peer", "name", second.interface, "netns", second.name]
+        ip("link", "add", first.interface, "netns", first.name, *peer)
+        for host in pair:
+            ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.interface)
+            ip("-n", host.name, "link", "set", "lo", "up")
+            ip("-n", host.name, "link", "set", host.interface, "up")
+        yield first, second
+    finally:
+        for host in pair:
+            pids = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True, check=False)
+            for pid in pids.stdout.split():
+                psutil.Process(int(pid)).kill()
+            subprocess.run(["ip", "netns", "del", host.name], check=False, timeout=10)
+
+
+def listening_addresses(pid: int) -> set[str]:
+    """Where anything in a process's network namespace listens, but loopback."""
+    found = set()
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == LISTENING:
+            found.add(socket.inet_ntoa(struct.pack("<I", int(fields[1].partition(":")[0], 16))))
+    found |= {"::" for line in Path(f"/proc/{pid}/net/tcp6").read_text().splitlines()[1:] if f" {LISTENING} " in line}
+    return {address for address in found if not address.startswith("127.")}
+
+
+def test_a_cut_link_ends_both_sides_and_the_same_line_resumes(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    words = [
+        *SPIRALS_WORDS,
+        f"launch.timeout_s={TIMEOUT_S}",
+        "trainer.max_epochs=null",
+        "trainer.max_steps=4000",
+        "checkpoint.every_n_steps=50",
+        "checkpoint.at_evaluation=false",
+        "trainer.enable_progress_bar=false",
+        "run.name=cut",
+    ]
+    run = tmp_path / "outputs" / "spirals" / "cut"
+    sides = [host.start(tmp_path, *words) for host in hosts]
+    wait_until(lambda: (run / "checkpoints" / "last").exists(), 90, lambda: all(p.poll() is None for p in sides))
+    for side, host in zip(sides, hosts, strict=True):
+        assert listening_addresses(side.pid) == {host.address}
+    ip("-n", hosts[0].name, "link", "set", hosts[0].interface, "down")
+    cut_at, ended = time.monotonic(), {}
+    while len(ended) < 2 and time.monotonic() - cut_at < 60:
+        ended |= {n: time.monotonic() - cut_at for n, p in enumerate(sides) if p.poll() is not None and n not in ended}
+        time.sleep(0.02)
+    outputs = [side.communicate(timeout=10)[0] for side in sides]
+
+    print("seconds from the cut to the end:", ended)
+    assert all(ended[n] < TIMEOUT_S + 5 for n in (0, 1)), ended
+    for number, (output, other) in enumerate(zip(outputs, reversed(hosts), strict=True)):
+        assert f"rank {number} has lost its peers: rank {1 - number}" in output, output
+        assert f"{other.address}) cannot be reached" in output
+    checkpoint = (run / "checkpoints" / "last").resolve()
+    saved = read_manifest(checkpoint)["step"]
+
+    ip("-n", hosts[0].name, "link", "set", hosts[0].interface, "up")
+    sides = [host.start(tmp_path, *words) for host in hosts]
+    outputs = [side.communicate(timeout=120)[0] for side in sides]
+    assert [side.returncode for side in sides] == [0, 0], "\n".join(outputs)
+    assert f"resuming after {checkpoint.name}" in outputs[0] + outputs[1]
+    steps = [line["step"] for line in read_metrics(run) if "train/loss" in line]
+    assert steps == list(range(10, 4001, 10)), f"after {saved}"
