@@ -120,8 +120,8 @@ def keep_pictures(run_dir: Path) -> None:
     """Copy the last grid and the strip to the documentation."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     grids = sorted(run_dir.glob("samples/step-*.png"))
-    shutil.copy(grids[-1], IMAGES / "dcgan-digits.png")
-    shutil.copy(run_dir / "samples" / "strip.png", IMAGES / "dcgan-digits-over-time.png")
+    shutil.copy(grids[-1], IMAGES / "dcgan_digits_grid.png")
+    shutil.copy(run_dir / "samples" / "strip.png", IMAGES / "dcgan_digits_over_time.png")
 
 
 if __name__ == "__main__":
