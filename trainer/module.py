@@ -171,7 +171,14 @@ class TrainingModule(pl.LightningModule):
     def _log_evaluation(self, prefix: str) -> None:
         metrics = {f"{prefix}/{name}": value for name, value in self.evaluation_metrics(prefix).items()}
         # evaluation_metrics has reduced over ranks already: sync_dist would average the same numbers once more.
-        self.log_dict(metrics, rank_zero_only=False, sync_dist=False)
+        # Lightning would hand the loggers a step one behind that of the training lines.
+        self.log_dict(metrics, logger=False, sync_dist=False)
+        if not self.trainer.sanity_checking:
+            values = {name: float(value) for name, value in metrics.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(
+                    {**values, "epoch": float(self.trainer.current_epoch)}, step=self.trainer.global_step
+                )
 
 
 class SupervisedModule(TrainingModule):

@@ -86,3 +86,10 @@ def test_other_random_numbers_give_other_weights(uninterrupted: Path, in_directo
     expected = load_file(uninterrupted / "model.safetensors")
     other = load_file(only_run(in_directory) / "model.safetensors")
     assert any(not torch.equal(tensor, other[name]) for name, tensor in expected.items())
+
+
+def test_training_and_evaluation_share_one_step_axis(uninterrupted: Path) -> None:
+    lines = read_metrics(uninterrupted)
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 33))
+    # Every five steps of each epoch's sixteen.
+    assert [line["step"] for line in lines if "val/loss" in line] == [5, 10, 15, 21, 26, 31]
