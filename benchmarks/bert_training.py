@@ -25,10 +25,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.sst2_texts import PAD_ID, VOCAB_SIZE, sst2_buffer
-from benchmarks.token_batches import cpu_name
 from trainer.data.length_sampler import LengthGroupedSampler
 from trainer.data.tokens import TokenBuffer, TokenSet
-from trainer.run import package_versions
+from trainer.run import cpu_name, package_versions
 
 BATCH_SIZE, MAX_LENGTH, POOL_BATCHES, NUM_ROUNDS = 32, 128, 50, 5
 GOALS = {"padded to 128": 3.5, "padded to each batch's longest": 1.8}

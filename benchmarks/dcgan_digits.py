@@ -24,9 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.dcgan_step import cpu_name
 from tasks.dcgan.features import load_classifier
-from trainer.run import package_versions
+from trainer.run import cpu_name, package_versions
 
 HOME = Path(__file__).resolve().parents[1]
 RESULTS, IMAGES = HOME / "benchmarks" / "results", HOME / "docs" / "images"

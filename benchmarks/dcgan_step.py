@@ -17,7 +17,6 @@ import copy
 import datetime
 import multiprocessing as mp
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from benchmarks.dcgan_plain import PlainDCGAN
 from trainer.engine import build, build_trainer
 from trainer.fit import Options, prepare
 from trainer.observe.metrics import TrainingMetrics
-from trainer.run import package_versions
+from trainer.run import cpu_name, package_versions
 
 BATCH_SIZE, IMAGE_SIZE, WIDTH = 32, 64, 64
 NUM_COMPARED, NUM_WARM_UP, NUM_TIMED = 20, 4, 40
@@ -235,14 +234,6 @@ def report(times: dict[str, list[float]], difference: float) -> tuple[str, bool]
         "",
     ]
     return "\n".join(lines), met
-
-
-def cpu_name() -> str:
-    """The processor as Linux names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> int:

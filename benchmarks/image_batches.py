@@ -30,7 +30,7 @@ from trainer.data.image_splits import read_splits
 from trainer.data.images import ImageSet, ImageTransform
 from trainer.data.loaders import StepLoader
 from trainer.data.samplers import Share, ShuffledSampler, uniform
-from trainer.run import package_versions
+from trainer.run import cpu_name, package_versions
 
 MEAN, STD, PADDING = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], 4
 NUM_IMAGES, BATCH_SIZE, SEED = 10_000, 128, 0
@@ -203,14 +203,6 @@ def report(what: str, path: str | None, rows: list[str], ratios: list[float], di
             "",
         ]
     )
-
-
-def cpu_name() -> str:
-    """The processor as Linux names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from benchmarks.sst2_texts import PAD_ID, sst2_buffer
 from trainer.data.length_sampler import LengthGroupedSampler
 from trainer.data.tokens import TokenBuffer, TokenSet
-from trainer.run import package_versions
+from trainer.run import cpu_name, package_versions
 
 BATCH_SIZE, NUM_BATCHES, NUM_ROUNDS, PASSES_A_ROUND = 32, 300, 9, 8
 GOAL = 15.0
@@ -153,14 +153,6 @@ def report(rates: dict[str, list[float]], others: list[str], what: str, path: st
         "",
     ]
     return "\n".join(lines), met
-
-
-def cpu_name() -> str:
-    """The processor as Linux names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class Record:
             "user": _user(),
             "git": git_state(),
             "versions": {"python": platform.python_version(), **package_versions()},
-            "hardware": {"cpu": _cpu_name(), "num_cores": os.cpu_count(), "gpus": gpu_names()},
+            "hardware": {"cpu": cpu_name(), "num_cores": os.cpu_count(), "gpus": gpu_names()},
         }
         self.update(status="running", attempts=[*self.read()["attempts"], attempt])
 
@@ -228,7 +228,8 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor as Linux names it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
