@@ -42,6 +42,7 @@ class TaskSpec:
     data: "package.module:function" with `(Config) -> DataModule`, imported only by a rank.
     validate: problems that the types do not catch; must not import torch.
     conf: folder of Hydra groups that the task brings along, besides the ones in conf/.
+    whole_weights: the task reads weights outside of its networks' forward, so no strategy may divide them.
     predict: "package.module:function" behind the verb `predict`, called on each rank with weights loaded as
     `(Config, TrainingModule, DataModule, arguments, run directory) -> None`; arguments are of predict_arguments.
     """
@@ -54,6 +55,7 @@ class TaskSpec:
     data: str
     validate: Callable[[Config], Sequence[Problem]] = field(default=no_problems)
     conf: Path | None = None
+    whole_weights: bool = False
     predict: str | None = None
     predict_arguments: type[Any] | None = None
 

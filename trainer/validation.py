@@ -11,6 +11,8 @@ from trainer.config import AdamConfig, Config, SGDConfig, WandbLogger
 from trainer.errors import ConfigError, Problem
 from trainer.launch import World
 from trainer.observe.wandb import has_wandb_key
+from trainer.strategies.config import DDPConfig, DeepSpeedFileConfig, divides_state
+from trainer.strategies.deepspeed_config import divides_weights, file_problems
 from trainer.task import TaskSpec
 
 
@@ -21,6 +23,7 @@ def validate(config: Config, task: TaskSpec, world: World) -> None:
     """
     checks = (_length, _batch, _precision, _optimizer, _monitor, _run, _logger)
     problems = [problem for check in checks for problem in check(config, world)]
+    problems += _strategy(config, world, task)
     problems += task.validate(config)
     if problems:
         raise ConfigError(problems)
@@ -63,6 +66,35 @@ def _optimizer(config: Config, world: World) -> Iterator[Problem]:
     optimizer = config.optimizer
     if isinstance(optimizer, SGDConfig) and optimizer.nesterov and optimizer.momentum == 0:
         yield Problem("optimizer.nesterov", True, "needs optimizer.momentum > 0, or nesterov=false")
+
+
+def _strategy(config: Config, world: World, task: TaskSpec) -> Iterator[Problem]:
+    strategy, name = config.strategy, config.strategy.name
+    if isinstance(strategy, DDPConfig):
+        yield from _ddp(config, strategy, world)
+    if not divides_state(strategy):
+        return
+    if config.trainer.precision == "16-mixed":
+        advice = f"{name} has no loss scale over its parts; use bf16-mixed, or strategy=ddp"
+        yield Problem("trainer.precision", "16-mixed", advice)
+    if config.optimizer.name == "muon":
+        yield Problem("optimizer", "muon", f"needs whole matrices, which {name} divides; use adamw, or strategy=ddp")
+    if name.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        yield Problem("strategy", name, "the package deepspeed is not installed; use fsdp2 or ddp")
+    problems = list(file_problems(config, world.world_size)) if isinstance(strategy, DeepSpeedFileConfig) else []
+    yield from problems
+    if not problems and task.whole_weights and divides_weights(strategy):
+        advice = f"task={task.name} reads whole weights between steps; use ddp, deepspeed_stage_1 or deepspeed_stage_2"
+        yield Problem("strategy", name, advice)
+
+
+def _ddp(config: Config, strategy: DDPConfig, world: World) -> Iterator[Problem]:
+    share = config.batch.global_size // world.world_size
+    if strategy.static_graph and (config.batch.micro_size or share) < share:
+        advice = "torch cannot record the graph of several micro-batches; use false, or leave out batch.micro_size"
+        yield Problem("strategy.static_graph", True, advice)
+    if strategy.gradient_compression == "bf16" and world.accelerator == "cpu":
+        yield Problem("strategy.gradient_compression", "bf16", "needs GPUs; possible here: none, fp16, powersgd")
 
 
 def _monitor(config: Config, world: World) -> Iterator[Problem]:

@@ -132,6 +132,8 @@ TASK = TaskSpec(
     module="tasks.dcgan.module:build_module",
     data="tasks.dcgan.data:DCGANData",
     validate=validate,
+    # The averaged generator follows the weights after each step, and samples are drawn from them between steps.
+    whole_weights=True,
     predict="tasks.dcgan.predict:generate",
     predict_arguments=GenerateArguments,
 )

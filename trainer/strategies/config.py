@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from trainer.config import Count, StrategyConfig, settings
 
@@ -20,7 +22,7 @@ class DDPConfig(StrategyConfig):
     """What gradients become on their way between ranks; powersgd is a low-rank approximation."""
     powersgd_rank: Count
     """Rank of the approximation."""
-    powersgd_start_step: Count
+    powersgd_start_step: Annotated[int, Field(ge=2)]
     """Steps before which powersgd sends gradients whole."""
 
 

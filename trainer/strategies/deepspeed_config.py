@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Config
+from trainer.config import Config, StrategyConfig
 from trainer.errors import Problem, UserError, shown
-from trainer.strategies.config import DeepSpeedFileConfig, ZeroConfig
+from trainer.strategies.config import DeepSpeedFileConfig, FSDP2Config, ZeroConfig
 
 # Where a key of DeepSpeed's is set with us.
 OWNERS = {
@@ -22,6 +22,7 @@ OWNERS = {
     "torch_autocast.enabled": "trainer.precision",
     "torch_autocast.dtype": "trainer.precision",
 }
+UNSET = "???"  # Hydra's mark for a value that the user has to give
 # Sections that would build what we build.
 FOREIGN = {"optimizer": "optimizer=...", "scheduler": "scheduler=...", "amp": "trainer.precision"}
 
@@ -60,6 +61,13 @@ def owned_values(config: Config, world_size: int) -> dict[str, Any]:
     }
 
 
+def divides_weights(strategy: StrategyConfig) -> bool:
+    """Whether ranks hold parts of the weights themselves between steps. Raises: UserError: the file cannot be read."""
+    if isinstance(strategy, DeepSpeedFileConfig):
+        return _find(read_file(strategy.config), "zero_optimization.stage") == 3
+    return isinstance(strategy, FSDP2Config) or (isinstance(strategy, ZeroConfig) and strategy.stage == 3)
+
+
 def _zero(strategy: ZeroConfig) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": strategy.stage,
@@ -77,6 +85,8 @@ def _zero(strategy: ZeroConfig) -> dict[str, Any]:
 
 def read_file(path: str) -> dict[str, Any]:
     """DeepSpeed's JSON. Raises: UserError: there is none, or it is no JSON object."""
+    if path == UNSET:
+        raise UserError(f"strategy.config={path}: name DeepSpeed's JSON file")
     try:
         content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
