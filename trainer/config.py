@@ -195,8 +195,8 @@ class SlurmLaunchConfig(LaunchConfig):
     """GPUs of each node; 0 trains on the CPU."""
     cpus_per_rank: Count | None
     """Cores of each rank; null leaves it to the cluster."""
-    time_limit: str | None
-    """As sbatch's --time, such as 1-12:00:00; null takes the partition's."""
+    time_limit: Count | str | None
+    """As sbatch's --time: minutes, or such as 1-12:00:00; null takes the partition's."""
     stop_before_s: Count
     """Seconds ahead of the time limit at which the ranks save and stop."""
     requeue: bool

@@ -115,8 +115,8 @@ def rank_device(world: World) -> torch.device:
     """The device of this rank; it becomes the current one."""
     if world.accelerator == "cpu":
         return torch.device("cpu")
-    torch.cuda.set_device(world.local_rank)
-    return torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(world.gpu_index)
+    return torch.device("cuda", world.gpu_index)
 
 
 def build_trainer(

@@ -21,6 +21,7 @@ from trainer.launch import (
     STOP_FILE,
     RankFailure,
     World,
+    asked_to_stop,
     node_range,
     plan_world,
     start_nodes,
@@ -136,7 +137,10 @@ def recorded_attempt(run: Run, world: World) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        run.record.end_attempt("failed", f"{type(error).__name__}: {error}")
+        if asked_to_stop():
+            run.record.end_attempt("stopped", "on request before the first step")
+        else:
+            run.record.end_attempt("failed", f"{type(error).__name__}: {error}")
         raise
     finally:
         run.close()
@@ -164,6 +168,8 @@ def fit_joined(plan: Plan) -> int:
             with recorded_attempt(run.opened, plan.world):
                 return run_rank("fit", run.directory, (), plan.world)
     except Exception as error:
+        if asked_to_stop():
+            sys.exit(EXIT_STOPPED)
         handler.record_exception(error)
         raise
 

@@ -37,7 +37,7 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
         for name, value in rank_environment(world, launch).items():
             os.environ.setdefault(name, value)
         backend = "nccl" if world.accelerator == "cuda" else "gloo"
-        device = torch.device("cuda", world.local_rank) if backend == "nccl" and world.world_size > 1 else None
+        device = torch.device("cuda", world.gpu_index) if backend == "nccl" and world.world_size > 1 else None
         store = None
         if world.world_size == 1:
             store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ SHUTDOWN_TIMEOUT_S = 5
 # Names a file that a stopped rank makes instead of exiting with 75, which launchers between it and whoever has to know
 # take for a failure: torchrun would start it again, and srun would kill its peers.
 STOP_FILE = "TRAINER_STOP_FILE"
+_asked_to_stop = threading.Event()
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 Launcher = Literal["single", "elastic", "torchrun", "slurm"]
@@ -58,6 +60,11 @@ class World:
     master_port: int = 0
 
     @property
+    def gpu_index(self) -> int:
+        """This rank's GPU among those it sees; srun may have shown it only one."""
+        return self.local_rank if num_visible_gpus() != 1 else 0
+
+    @property
     def joined(self) -> bool:
         """Whether somebody else has started this process as one of the ranks."""
         return self.launcher in ("torchrun", "slurm")
@@ -73,6 +80,8 @@ def plan_world(trainer: TrainerConfig, launch: LaunchConfig, environment: Mappin
     if trainer.accelerator == "cuda" and num_gpus == 0:
         raise ConfigError([Problem("trainer.accelerator", "cuda", "no GPU is visible here; possible: cpu, auto")])
     accelerator = "cuda" if trainer.accelerator != "cpu" and num_gpus else "cpu"
+    if isinstance(launch, SlurmLaunchConfig) and (problems := slurm.geometry_problems(launch, environment)):
+        raise ConfigError(problems)
     joined = joined_world(accelerator, launch, environment)
     if joined is not None:
         _check_joined(trainer, launch, joined, environment)
@@ -86,10 +95,7 @@ def plan_world(trainer: TrainerConfig, launch: LaunchConfig, environment: Mappin
         raise ConfigError([Problem("trainer.devices", devices, f"{num_gpus} GPU(s) are visible here")])
     nodes = _num_nodes(trainer, launch)
     world = World("single" if devices * nodes == 1 else "elastic", accelerator, devices * nodes, devices, nodes)
-    problems = slurm.allocation_problems(trainer.devices, world.world_size, environment)
-    if isinstance(launch, SlurmLaunchConfig):
-        problems += slurm.geometry_problems(launch, devices, environment)
-    if problems:
+    if problems := slurm.allocation_problems(trainer.devices, world.world_size, environment):
         raise ConfigError(problems)
     return world
 
@@ -174,8 +180,10 @@ def _check_joined(trainer: TrainerConfig, launch: LaunchConfig, world: World, en
     if world.launcher == "slurm" and len(set(slurm.tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"]))) > 1:
         advice = f"srun started {environment['SLURM_STEP_TASKS_PER_NODE']} tasks; use --ntasks-per-node"
         problems.append(Problem("trainer.devices", trainer.devices, advice))
-    if isinstance(launch, SlurmLaunchConfig):
-        problems += slurm.geometry_problems(launch, world.local_world_size, environment)
+    num_gpus = int(environment.get("SLURM_GPUS_ON_NODE", num_visible_gpus(environment)))
+    if world.accelerator == "cuda" and world.local_world_size > num_gpus:
+        advice = f"{world.launcher} started {world.local_world_size} ranks on a node with {num_gpus} GPU(s)"
+        problems.append(Problem("trainer.devices", trainer.devices, advice))
     if problems:
         raise ConfigError(problems)
 
@@ -367,4 +375,17 @@ def rank_environment(world: World, launch: LaunchConfig) -> dict[str, str]:
 def stop_before_training() -> None:
     """Until training takes the signal over: SIGUSR1, which SLURM sends ahead of a time limit, ends the process as
     stopped, not as killed."""
-    signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(EXIT_STOPPED))
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _asked_to_stop.set()
+        if STOP_FILE in os.environ:
+            Path(os.environ[STOP_FILE]).touch()
+        # Not 0: peers may be waiting for this rank where no handler of theirs can run, and srun has to end them.
+        sys.exit(EXIT_STOPPED)
+
+    signal.signal(signal.SIGUSR1, stop)
+
+
+def asked_to_stop() -> bool:
+    """Whether a stop has come before training, so that what fails now may have failed for that."""
+    return _asked_to_stop.is_set()

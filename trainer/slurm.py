@@ -67,10 +67,8 @@ def step_port(environment: Mapping[str, str]) -> int:
     return 20000 + (int(environment["SLURM_JOB_ID"]) * 8 + int(environment["SLURM_STEP_ID"])) % 20000
 
 
-def geometry_problems(
-    launch: SlurmLaunchConfig, local_world_size: int, environment: Mapping[str, str]
-) -> list[Problem]:
-    """Where the job differs from what `launch` asks for. Args: local_world_size: ranks on this node."""
+def geometry_problems(launch: SlurmLaunchConfig, environment: Mapping[str, str]) -> list[Problem]:
+    """Where the job differs from what `launch` asks for."""
     if not in_job(environment):
         return []
     problems = []
@@ -80,9 +78,6 @@ def geometry_problems(
     num_gpus = int(environment.get("SLURM_GPUS_ON_NODE", "0"))
     if num_gpus != launch.gpus_per_node:
         problems.append(Problem("launch.gpus_per_node", launch.gpus_per_node, f"SLURM gave {num_gpus} GPU(s) a node"))
-    if local_world_size > num_gpus > 0:
-        advice = f"SLURM gave {num_gpus} GPU(s) a node to {local_world_size} ranks"
-        problems.append(Problem("trainer.devices", local_world_size, advice))
     return problems
 
 
