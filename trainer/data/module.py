@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -89,4 +90,5 @@ class DataModule(pl.LightningDataModule):
         batches = fit_loop.epoch_loop.batch_progress
         # After the last step of an epoch the count still stands while the epoch's number has moved on.
         done = batches.current.completed if fit_loop.restarting else 0
-        return fit_loop.epoch_progress.current.processed, done
+        epochs: Any = fit_loop.epoch_progress.current
+        return epochs.processed, done
