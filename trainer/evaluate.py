@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
@@ -43,9 +44,11 @@ def evaluate(config: Config, task: TaskSpec, world: World, run_dir: Path, argume
     trainer = build_trainer(config, world, run_dir, [], [])
     metrics: dict[str, float] = {}
     if "val" in data.sets:
-        metrics |= _floats(trainer.validate(module, datamodule=data, verbose=False))
+        trainer.validate(module, datamodule=data, verbose=False)
+        metrics |= _measured(trainer)
     if "test" in data.sets:
-        metrics |= _floats(trainer.test(module, datamodule=data, verbose=False))
+        trainer.test(module, datamodule=data, verbose=False)
+        metrics |= _measured(trainer)
     if world.rank == 0:
         write_json(run_dir / EVALUATION_FILE, metrics)
         table = Table("metric", "value")
@@ -82,8 +85,8 @@ def parse_arguments(task: TaskSpec, words: Sequence[str]) -> Any:
         ) from error
 
 
-def _floats(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: float(value) for result in results for name, value in result.items()}
+def _measured(trainer: pl.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 VERBS: Mapping[str, Callable[[Config, TaskSpec, World, Path, Sequence[str]], None]] = {
