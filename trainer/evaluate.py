@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
@@ -45,10 +44,10 @@ def evaluate(config: Config, task: TaskSpec, world: World, run_dir: Path, argume
     metrics: dict[str, float] = {}
     if "val" in data.sets:
         trainer.validate(module, datamodule=data, verbose=False)
-        metrics |= _measured(trainer)
+        metrics |= module.evaluated
     if "test" in data.sets:
         trainer.test(module, datamodule=data, verbose=False)
-        metrics |= _measured(trainer)
+        metrics |= module.evaluated
     if world.rank == 0:
         write_json(run_dir / EVALUATION_FILE, metrics)
         table = Table("metric", "value")
@@ -83,10 +82,6 @@ def parse_arguments(task: TaskSpec, words: Sequence[str]) -> Any:
         raise ConfigError(
             [Problem(str(d["loc"][0]), values.get(str(d["loc"][0])), d["msg"]) for d in details]
         ) from error
-
-
-def _measured(trainer: pl.Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 VERBS: Mapping[str, Callable[[Config, TaskSpec, World, Path, Sequence[str]], None]] = {

@@ -46,6 +46,8 @@ class TrainingModule(pl.LightningModule):
         self.grad_norms: dict[str, Tensor] = {}
         # Learning rate that each network's last step has used.
         self.last_rates: dict[str, float] = {}
+        # Metrics of the last evaluation, with prefix; Lightning keeps them in single precision only.
+        self.evaluated: dict[str, float] = {}
 
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
