@@ -175,12 +175,11 @@ class TrainingModule(pl.LightningModule):
         # evaluation_metrics has reduced over ranks already: sync_dist would average the same numbers once more.
         # Lightning would hand the loggers a step one behind that of the training lines.
         self.log_dict(metrics, logger=False, sync_dist=False)
+        self.evaluated = {name: float(value) for name, value in metrics.items()}
         if not self.trainer.sanity_checking:
-            values = {name: float(value) for name, value in metrics.items()}
+            values = {**self.evaluated, "epoch": float(self.trainer.current_epoch)}
             for logger in self.trainer.loggers:
-                logger.log_metrics(
-                    {**values, "epoch": float(self.trainer.current_epoch)}, step=self.trainer.global_step
-                )
+                logger.log_metrics(values, step=self.trainer.global_step)
 
 
 class SupervisedModule(TrainingModule):
