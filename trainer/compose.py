@@ -125,6 +125,9 @@ def _bad_override(error: Exception, overrides: Sequence[Override]) -> UserError:
         if f"'{key}'" in str(error) and (key not in keys or unknown_group):
             siblings = [k for k in keys if k.count(".") == key.count(".")] or keys
             return UserError(f"{override.input_line}: no such key; {_nearest_key(key, siblings, keys)}")
+        if f"'{key}'" in str(error):
+            group = key.partition(".")[0]
+            return UserError(f"{override.input_line}: the chosen {group} has no such key; others of {group}=... do")
     return UserError(f"configuration: {_first_line(error)}")
 
 

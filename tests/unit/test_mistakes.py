@@ -19,6 +19,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "misspelt group": (["optimiser=adam"], ["optimiser=adam", "optimizer"]),
     "misspelt member": (["optimizer=adamv"], ["optimizer=adamv", "adamw"]),
     "misspelt experiment": (["experiment=nothing_like_it"], ["experiment=nothing_like_it", "possible"]),
+    "key of another member": (["data.path=x"], ["data.path=x", "the chosen data has no such key"]),
     "appended key": (["+optimizer.typo=1"], ["optimizer.typo=1", "no such key"]),
     "no equals sign": (["trainer.devices"], ["trainer.devices", "key=value"]),
     "unknown option": (["--frobnicate"], ["--frobnicate", "possible"]),
