@@ -87,7 +87,7 @@ def _fit(words: list[str]) -> int:
     if options.multirun:
         from trainer.sweep import sweep
 
-        return sweep(overrides, options.config_dirs)
+        return sweep(overrides, options)
     return fit(overrides, options)
 
 

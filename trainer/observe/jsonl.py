@@ -11,9 +11,10 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from trainer.observe.lines import METRICS_FILE, read_metrics
 from trainer.run import write_text
 
-METRICS_FILE = "metrics.jsonl"
+__all__ = ["JsonlLogger", "drop_lines_after", "read_metrics"]
 
 
 class JsonlLogger(Logger):
@@ -50,10 +51,3 @@ def drop_lines_after(run_dir: Path, step: int) -> None:
     if path.exists():
         kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run in order; a last line cut short by a kill is left out."""
-    path = run_dir / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
