@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config import Config
 from trainer.launch import World, local_address, rank_environment
-from trainer.strategies.config import divides_state
+from trainer.strategies.config import FSDP2Config, divides_state
 
 if TYPE_CHECKING:
     from trainer.faults.peers import Peers
@@ -24,6 +24,8 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
     def __init__(self, config: Config, world: World) -> None:
         self.launch, self.world = config.launch, world
         self.needed = world.world_size > 1 or divides_state(config.strategy)
+        # Gradients that FSDP2 keeps in host memory are summed there for their norm, which NCCL cannot do.
+        self.sums_on_host = isinstance(config.strategy, FSDP2Config) and config.strategy.cpu_offload
         self.peers: Peers | None = None
 
     def __enter__(self) -> None:
@@ -36,8 +38,11 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
         world, launch = self.world, self.launch
         for name, value in rank_environment(world, launch).items():
             os.environ.setdefault(name, value)
-        backend = "nccl" if world.accelerator == "cuda" else "gloo"
-        device = torch.device("cuda", world.gpu_index) if backend == "nccl" and world.world_size > 1 else None
+        on_gpus = world.accelerator == "cuda"
+        backend = "nccl" if on_gpus else "gloo"
+        if on_gpus and self.sums_on_host:
+            backend = "cpu:gloo,cuda:nccl"
+        device = torch.device("cuda", world.gpu_index) if on_gpus and world.world_size > 1 else None
         store = None
         if world.world_size == 1:
             store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
