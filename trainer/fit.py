@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from trainer.compose import compose_mapping, typed, without_secrets
-from trainer.config import Config, SlurmLaunchConfig
+from trainer.config import Config, LaunchConfig, SlurmLaunchConfig, TrainerConfig
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, UserError
 from trainer.launch import (
     STOP_FILE,
@@ -76,11 +76,17 @@ class Plan:
     world: World
 
 
-def prepare(overrides: Sequence[str], options: Options) -> Plan:
-    """Everything that can be known before torch is imported. Raises: UserError: any mistake."""
+def prepare(
+    overrides: Sequence[str], options: Options, find_world: Callable[[TrainerConfig, LaunchConfig], World] | None = None
+) -> Plan:
+    """Everything that can be known before torch is imported. Args: find_world: instead of the one that would run here.
+
+    Raises: UserError: any mistake.
+    """
     composed = compose_mapping(overrides, options.config_dirs)
     config, task = typed(composed)
-    world = (submitted_world if submits(config) else plan_world)(config.trainer, config.launch)
+    find_world = find_world or (submitted_world if submits(config) else plan_world)
+    world = find_world(config.trainer, config.launch)
     validate(config, task, world)
     return Plan(config, without_secrets(composed), task, world)
 

@@ -100,6 +100,21 @@ def plan_world(trainer: TrainerConfig, launch: LaunchConfig, environment: Mappin
     return world
 
 
+def planned_world(trainer: TrainerConfig, launch: LaunchConfig) -> World:
+    """What would run, whether or not its devices are here. Raises: ConfigError: numbers that contradict.
+
+    Several devices of which none is visible are taken for GPUs of another machine.
+    """
+    if isinstance(launch, SlurmLaunchConfig):
+        return submitted_world(trainer, launch)
+    num_gpus, nodes = num_visible_gpus(), trainer.num_nodes
+    several = nodes > 1 or (trainer.devices != "auto" and trainer.devices > 1)
+    on_gpus = trainer.accelerator == "cuda" or (trainer.accelerator == "auto" and (num_gpus > 0 or several))
+    local = max(1, num_gpus if on_gpus else 1) if trainer.devices == "auto" else trainer.devices
+    launcher = "single" if local * nodes == 1 else "elastic"
+    return World(launcher, "cuda" if on_gpus else "cpu", local * nodes, local, nodes)
+
+
 def submitted_world(trainer: TrainerConfig, launch: LaunchConfig) -> World:
     """What a batch job will be given, whatever this machine has. Raises: ConfigError: numbers that contradict."""
     assert isinstance(launch, SlurmLaunchConfig)

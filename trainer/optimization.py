@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from trainer.config import AdamConfig, Config, DecayConfig, MuonConfig, SchedulerConfig, SGDConfig
+from trainer.config import AdamConfig, Config, MuonConfig, SchedulerConfig, SGDConfig
+from trainer.schedule import rate_factor
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -93,14 +93,4 @@ def build_scheduler(optimizer: Optimizer, config: SchedulerConfig, total_steps: 
         return OneCycleLR(
             optimizer, rates, total_steps=total_steps, pct_start=config.warmup_fraction, cycle_momentum=False
         )
-    final = config.final_fraction if isinstance(config, DecayConfig) else 1.0
-    warmup_steps = round(config.warmup_fraction * total_steps)
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        fall = {"linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}.get(config.name, 1.0)
-        return final + (1.0 - final) * fall
-
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, lambda step: rate_factor(config, step, total_steps))

@@ -23,6 +23,7 @@ from trainer.errors import Problem, UserError, nearest
 
 if TYPE_CHECKING:
     from trainer.data.module import DataModule
+    from trainer.memory import ModelSizes
     from trainer.module import TrainingModule
 
 HOME = Path(__file__).resolve().parent.parent
@@ -43,6 +44,8 @@ class TaskSpec:
     validate: problems that the types do not catch; must not import torch.
     conf: folder of Hydra groups that the task brings along, besides the ones in conf/.
     whole_weights: the task reads weights outside of its networks' forward, so no strategy may divide them.
+    sizes: "package.module:function" with `(Config) -> ModelSizes | None`, for `plan`; it may import torch, but neither
+    Lightning nor transformers, which take seconds. None where sizes are not known before the data is read.
     predict: "package.module:function" behind the verb `predict`, called on each rank with weights loaded as
     `(Config, TrainingModule, DataModule, arguments, run directory) -> None`; arguments are of predict_arguments.
     """
@@ -56,6 +59,7 @@ class TaskSpec:
     validate: Callable[[Config], Sequence[Problem]] = field(default=no_problems)
     conf: Path | None = None
     whole_weights: bool = False
+    sizes: str | None = None
     predict: str | None = None
     predict_arguments: type[Any] | None = None
 
@@ -66,6 +70,10 @@ class TaskSpec:
     def build_module(self, config: Config, data: DataModule) -> TrainingModule:
         """The training module of a run; `data` is set up, so numbers of classes and sizes are known."""
         return _load(self.module)(config, data)
+
+    def model_sizes(self, config: Config) -> ModelSizes | None:
+        """How large networks and data are, without building either; None where that is not known."""
+        return _load(self.sizes)(config) if self.sizes is not None else None
 
     def run_predict(
         self, config: Config, module: TrainingModule, data: DataModule, arguments: object, run_dir: Path

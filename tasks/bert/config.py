@@ -176,6 +176,7 @@ TASK = TaskSpec(
     datas=DATAS,
     module="tasks.bert.module:build_module",
     data="tasks.bert.data:build_data",
+    sizes="tasks.bert.sizes:sizes",
     validate=validate,
     predict="tasks.bert.predict:predict",
     predict_arguments=PredictArguments,

@@ -74,5 +74,6 @@ TASK = TaskSpec(
     datas=IMAGE_DATAS,
     module="tasks.cnn.module:build_module",
     data="tasks.cnn.data:CNNData",
+    sizes="tasks.cnn.sizes:sizes",
     validate=validate,
 )

@@ -131,6 +131,7 @@ TASK = TaskSpec(
     datas=IMAGE_DATAS,
     module="tasks.dcgan.module:build_module",
     data="tasks.dcgan.data:DCGANData",
+    sizes="tasks.dcgan.sizes:sizes",
     validate=validate,
     # The averaged generator follows the weights after each step, and samples are drawn from them between steps.
     whole_weights=True,

@@ -38,7 +38,7 @@ class CheckpointStore:
         for folder in (staged, *(p for p in staged.rglob("*") if p.is_dir())):
             _flush_directory(folder)
         if final.exists():
-            shutil.rmtree(final)
+            self._delete(final)
         staged.rename(final)
         _flush_directory(self.directory)
         self._link("last", final)
@@ -72,9 +72,15 @@ class CheckpointStore:
         best = self.best()
         for checkpoint in self.steps()[:-keep]:
             if checkpoint.resolve() != best:
-                shutil.rmtree(checkpoint)
+                self._delete(checkpoint)
         for leftover in self.directory.glob(".step-*"):
             shutil.rmtree(leftover)
+
+    def _delete(self, checkpoint: Path) -> None:
+        # Under a hidden name first: deletion goes file by file, and one that is cut short must not leave a "step-".
+        hidden = checkpoint.with_name(f".{checkpoint.name}.deleted")
+        checkpoint.rename(hidden)
+        shutil.rmtree(hidden)
 
     def _link(self, name: str, target: Path) -> None:
         staged = self.directory / f".{name}"

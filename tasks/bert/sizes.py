@@ -1,0 +1,90 @@
+"""How large an encoder is, for `plan`, by arithmetic: importing transformers takes seconds. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from tasks.bert.config import BertModelConfig, BertTaskConfig, EncoderConfig, IntentsConfig, ScratchConfig
+from tasks.bert.grammar import PHRASINGS
+from tasks.bert.weights import local_folder
+from trainer.config import Config
+from trainer.data.text_config import TextDataConfig
+from trainer.memory import FLOAT32, ModelSizes
+
+TOKEN_TYPES = 2
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """An encoder of the BERT family. vocab: word pieces. width: of a token. inner: of the feed-forward network."""
+
+    vocab: int
+    positions: int
+    layers: int
+    width: int
+    inner: int
+
+    @property
+    def embeddings(self) -> int:
+        """Words, positions, types and their normalisation."""
+        return (self.vocab + self.positions + TOKEN_TYPES + 2) * self.width
+
+    @property
+    def layer(self) -> int:
+        """Four projections of attention, two matrices between, each with a bias, and two normalisations."""
+        attention = 4 * (self.width + 1) * self.width
+        feed_forward = (self.width + 1) * self.inner + (self.inner + 1) * self.width
+        return attention + feed_forward + 4 * self.width
+
+
+def sizes(config: Config) -> ModelSizes | None:
+    """See TaskSpec.sizes. Activations are those of a text of the greatest length."""
+    task, model, data = config.task, config.model, config.data
+    assert isinstance(task, BertTaskConfig) and isinstance(model, BertModelConfig) and isinstance(data, TextDataConfig)
+    shape = _shape(model)
+    if shape is None:
+        return None
+    known = isinstance(data, IntentsConfig)
+    outputs = 1 if task.kind == "regression" else len(PHRASINGS) if known else TOKEN_TYPES
+    pooler_and_head = (shape.width + 1) * shape.width + (shape.width + 1) * outputs
+    count = shape.embeddings + shape.layers * shape.layer + pooler_and_head
+    frozen = (shape.embeddings if task.freeze_embeddings else 0) + task.freeze_layers * shape.layer
+    notes = [] if known or task.kind == "regression" else [f"counted with {outputs} classes until the labels are read"]
+    if isinstance(model, ScratchConfig):
+        notes.append("the vocabulary is learnt from the data and may come out smaller")
+    activations = _activation_elements(shape, data.max_length, model, task.freeze_layers) * FLOAT32
+    return ModelSizes({"model": count}, count - frozen, activations, data.num_train if known else None, tuple(notes))
+
+
+def _shape(model: BertModelConfig) -> _Shape | None:
+    """From our own configuration, or from config.json of a model on this machine; None for any other architecture."""
+    if isinstance(model, ScratchConfig):
+        return _Shape(
+            model.vocab_size, model.max_positions, model.num_layers, model.hidden_size, model.intermediate_size
+        )
+    if not isinstance(model, EncoderConfig):
+        return None
+    folder = local_folder(model.path)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if values.get("model_type") != "bert":
+        return None
+    return _Shape(
+        values["vocab_size"],
+        values["max_position_embeddings"],
+        model.num_layers or values["num_hidden_layers"],
+        values["hidden_size"],
+        values["intermediate_size"],
+    )
+
+
+def _activation_elements(shape: _Shape, tokens: int, model: BertModelConfig, frozen_layers: int) -> int:
+    """float32 elements kept for one text, without the attention matrix, which fused attention computes again.
+
+    Per token and layer what transformers' BERT keeps, counted by saved_bytes: eight tensors of a token's width around
+    attention and normalisations, two masks of dropout, and the inner layer before and after its activation.
+    """
+    per_token = shape.width if model.gradient_checkpointing else 10 * shape.width + 2 * shape.inner
+    return tokens * ((shape.layers - frozen_layers) * per_token + 3 * shape.width)

@@ -1,0 +1,27 @@
+"""How large the task's network is, for `plan`."""
+
+from __future__ import annotations
+
+import torch
+
+from tasks.cnn.models import build_model
+from trainer.activations import saved_bytes
+from trainer.config import Config
+from trainer.data.image_config import ImageDataConfig
+from trainer.data.image_sizes import known_sizes
+from trainer.memory import ModelSizes
+
+SAMPLES = 2  # BatchNorm takes no statistics of one
+
+
+def sizes(config: Config) -> ModelSizes | None:
+    """See TaskSpec.sizes."""
+    assert isinstance(config.data, ImageDataConfig)
+    data = known_sizes(config.data)
+    if data is None:
+        return None
+    with torch.device("meta"):
+        model = build_model(config.model, data.shape, data.num_classes)
+    kept = saved_bytes(model, torch.zeros(SAMPLES, *data.shape))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return ModelSizes({"model": count}, count, kept // SAMPLES, data.num_train)

@@ -1,0 +1,36 @@
+"""How large the task's networks are, for `plan`."""
+
+from __future__ import annotations
+
+import torch
+
+from tasks.dcgan.config import DCGANModel
+from tasks.dcgan.networks import Discriminator, Generator
+from trainer.activations import saved_bytes
+from trainer.config import Config
+from trainer.data.image_config import ImageDataConfig
+from trainer.data.image_sizes import known_sizes
+from trainer.memory import ModelSizes
+
+SAMPLES = 2  # BatchNorm takes no statistics of one
+
+
+def sizes(config: Config) -> ModelSizes | None:
+    """See TaskSpec.sizes. Activations are those of the larger half of a step: D on real and generated images together,
+    or G with D behind it."""
+    assert isinstance(config.data, ImageDataConfig)
+    assert isinstance(config.model, DCGANModel)
+    model, data = config.model, known_sizes(config.data)
+    if data is None:
+        return None
+    channels, size, _ = data.shape
+    # On the CPU: drawing initial values on the meta device makes torch import its whole compiler.
+    discriminator, generator = Discriminator(model, channels, size), Generator(model, channels, size)
+    kept = {
+        "discriminator": saved_bytes(discriminator, torch.zeros(SAMPLES, channels, size, size)),
+        "generator": saved_bytes(generator, torch.zeros(SAMPLES, model.latent_size)),
+    }
+    networks = {"discriminator": discriminator, "generator": generator}
+    counts = {name: sum(parameter.numel() for parameter in network.parameters()) for name, network in networks.items()}
+    activations = max(2 * kept["discriminator"], sum(kept.values())) // SAMPLES
+    return ModelSizes(counts, sum(counts.values()), activations, data.num_images)
