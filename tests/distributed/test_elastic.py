@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 from watching import WATCHED_WORDS, free_port, history, last_step, wait_until, written_lines
+
+pytestmark = pytest.mark.slow
 
 NUM_POINTS, GLOBAL_SIZE = 2555, 32
 WORDS = [

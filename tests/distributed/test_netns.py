@@ -18,6 +18,8 @@ from watching import wait_until
 from trainer.checkpoint.store import read_manifest
 from trainer.observe.jsonl import read_metrics
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 6.0
 LISTENING = "0A"
 

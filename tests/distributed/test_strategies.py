@@ -19,7 +19,7 @@ from trainer.cli import main
 from trainer.run import write_json
 
 # The fixtures train dozens of models, which on two busy cores takes minutes.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DIVIDING = [
     "fsdp2",
@@ -191,14 +191,12 @@ def test_gradients_of_a_slightly_wrong_scale_would_show(task: str, equal_runs: P
     assert largest_difference(equal_runs / f"{task}-one", equal_runs / f"{task}-scaled") > 2 * LIMITS[task]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_changes_how_and_not_what(name: str, equal_runs: Path, option_runs: Path) -> None:
     task, _ = OPTIONS[name]
     assert largest_difference(equal_runs / f"{task}-one", option_runs / name) <= LIMITS[task]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSY)
 def test_compressed_gradients_are_near_and_not_the_same(name: str, equal_runs: Path, option_runs: Path) -> None:
     assert LIMITS["cnn"] < largest_difference(equal_runs / "cnn-one", option_runs / name) < 0.1
@@ -269,7 +267,6 @@ def exact_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(f"spirals-{s}" for s in STRATEGIES), *(f"dcgan-{s}" for s in GAN_STRATEGIES)])
 def test_resuming_under_the_same_strategy_is_exact(name: str, exact_runs: Path) -> None:
     """For a GAN, of both networks and both optimizers."""

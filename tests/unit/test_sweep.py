@@ -81,6 +81,7 @@ def test_a_mistake_is_told_before_the_first_job(
     assert not list(in_directory.glob("outputs/sweeps/*/job-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_six_jobs_killed_in_the_third_go_on_there(tmp_path: Path) -> None:
     words = ["model.width=4,8,12,16,20,24", "checkpoint.every_n_steps=5"]
@@ -117,6 +118,7 @@ def test_six_jobs_killed_in_the_third_go_on_there(tmp_path: Path) -> None:
     assert [line for line in output.split("\n") if " of 6" in line] == ["job 5 of 6: model.width=20"]
 
 
+@pytest.mark.slow
 def test_two_jobs_at_a_time_with_two_ranks_each(tmp_path: Path) -> None:
     words = ["seed=1,2", "sweep.parallel=2", "trainer.devices=2", "logger=wandb", "logger.mode=offline"]
     together = start(tmp_path, *words)
@@ -131,6 +133,7 @@ def test_two_jobs_at_a_time_with_two_ranks_each(tmp_path: Path) -> None:
     assert all(group in (run.parent / "config.yaml").read_text() for run in runs)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_search_goes_on_in_its_storage(tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")

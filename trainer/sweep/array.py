@@ -16,7 +16,6 @@ from trainer.sweep.jobs import Job, Ledger, SweepPlan
 from trainer.sweep.table import print_table
 
 ARRAY_FILE = "array"
-STATUS = {"finished": "finished", "failed": "failed", "stopped": "stopped", "running": "running"}
 
 
 def submit_jobs(plan: SweepPlan) -> int:
@@ -64,7 +63,8 @@ def _refresh(plan: SweepPlan, job: Job) -> None:
     """What the job's run says of itself: there is no parent that waits for it."""
     run_dir: Path | None = plan.run_dir(job)
     if run_dir is not None:
-        job.status = STATUS.get(json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"], "pending")  # pyright: ignore[reportAttributeAccessIssue]
+        status = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"]
+        job.status = "pending" if status == "created" else status
     plan.refresh(job)
 
 
