@@ -82,6 +82,9 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             axes.plot(*zip(*points, strict=True), label=name.partition("/")[0], linewidth=1.2)
+        if title in names:
+            # A rate alone in its panel is read by its height, which an axis that begins elsewhere would exaggerate.
+            axes.set_ylim(bottom=0.0)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
