@@ -19,14 +19,16 @@ python -m trainer [verb] [key=value ...]
   python -m trainer experiment=NAME              a full recipe from conf/experiment/
   python -m trainer -m task=cnn optimizer.lr=0.1,0.3   a sweep
   python -m trainer plan task=cnn                what would run, on what
+  python -m trainer doctor task=cnn              what would end the run on this machine, and the remedy
   python -m trainer eval run=DIR                 metrics of a run's best weights
   python -m trainer predict run=DIR ...          apply a run to new input
   python -m trainer convert run=DIR checkpoint=last    weights of a checkpoint as safetensors
 
-Options of fit and plan:
+Options of fit, plan and doctor:
   --cfg job            print the composed configuration and exit
   --config-dir DIR     add a folder of your own groups, such as DIR/experiment/mine.yaml
   -m, --multirun       a job for each combination of comma-separated values
+  --json               doctor's findings as JSON
   -h, --help           this text and the members of every group
 """
 
@@ -99,6 +101,14 @@ def _plan(words: list[str]) -> int:
     return plan(overrides, options)
 
 
+def _doctor(words: list[str]) -> int:
+    from trainer.doctor import doctor
+    from trainer.fit import take_options
+
+    options, overrides = take_options([word for word in words if word != "--json"])
+    return doctor(overrides, options, to_json="--json" in words)
+
+
 def _convert(words: list[str]) -> int:
     from trainer.convert import convert
 
@@ -117,6 +127,7 @@ def _on_run(verb: str) -> Callable[[list[str]], int]:
 VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "fit": _fit,
     "plan": _plan,
+    "doctor": _doctor,
     "eval": _on_run("eval"),
     "predict": _on_run("predict"),
     "convert": _convert,

@@ -1,0 +1,396 @@
+"""What would end a run is found before it starts, with the remedy; a machine that is fit is told to be."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SPIRALS_WORDS, CommandLine
+
+import trainer.doctor
+from trainer.cli import main
+from trainer.compose import compose_mapping, typed
+from trainer.config import Config
+from trainer.doctor import examine
+from trainer.doctor.all_reduce import bus_bandwidth_gb_per_s
+from trainer.doctor.child import run_child
+from trainer.doctor.devices import gpu_findings, parsed_driver, torch_findings
+from trainer.doctor.operators import needed_builders
+from trainer.doctor.report import Check, Finding
+from trainer.doctor.storage import needed_bytes
+from trainer.launch import STOP_FILE, World
+
+ONE_RANK = World("single", "cpu", 1, 1, 1)
+TWO_GPUS = World("elastic", "cuda", 2, 2, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Faults planted together in the current directory and the environment.
+
+    told: of each fault, a part of what is found and a part of the remedy.
+    """
+
+    words: list[str]
+    told: list[tuple[str, str]]
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def package(name: str, version: str) -> dict[str, str]:
+    """Metadata of an installed package, ahead of the real one's."""
+    text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    return {f"site/{name.replace('-', '_')}-{version}.dist-info/METADATA": text}
+
+
+NOBODY = "http://nowhere.invalid"
+NO_PROGRAMS = {"PATH": "nothing"}
+IN_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4"}
+
+CASES: dict[str, Case] = {
+    "installation": Case(
+        ["performance.compile=true"],
+        [
+            ("transformers 5.2.0 is banned", "'transformers>=5.3'"),
+            ("lightning 2.6.3 is banned: a malicious upload", "uninstall lightning"),
+            ("rich 12.0.0 is outside >=13", "pip install 'rich>=13'"),
+            ("torchvision::nms does not exist", "uninstall torchvision"),
+            ("is imported instead of datasets", "rename it"),
+            ("there is no g++", "performance.compile=false"),
+        ],
+        NO_PROGRAMS,
+        {
+            **package("transformers", "5.2.0"),
+            **package("lightning", "2.6.3"),
+            **package("rich", "12.0.0"),
+            "site/torchvision/__init__.py": "raise RuntimeError('operator torchvision::nms does not exist')\n",
+            "datasets/__init__.py": "",
+        },
+    ),
+    "places": Case(
+        [
+            "task=cnn",
+            "data=image_folder",
+            "data.path=photographs",
+            "run.root=taken",
+            "logger=wandb",
+            "logger.mode=online",
+        ],
+        [
+            ("photographs: no such file", "data.path=PATH"),
+            ("taken is a file", "run.root=DIRECTORY"),
+            ("occupied is a file", "TRAINER_CACHE=DIRECTORY"),
+            ("nowhere.invalid cannot be reached", "WANDB_BASE_URL"),
+        ],
+        {"TRAINER_CACHE": "occupied", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": NOBODY},
+        {"taken": "text", "occupied": "text"},
+    ),
+    "hub": Case(
+        ["task=cnn", "data=cifar10"],
+        [("uoft-cs/cifar10 is not in", "data.path=DIRECTORY")],
+        {"HF_ENDPOINT": NOBODY},
+    ),
+    "nodes": Case(
+        ["trainer.num_nodes=2", "launch.endpoint=nowhere.invalid:29400", "launch.interface=nosuch0"],
+        [("launch.interface=nosuch0", "launch.interface=NAME"), ("no address", "launch.endpoint=HOST:PORT")],
+    ),
+    "no sbatch": Case(["launch=slurm"], [("there is no sbatch", "launch.dry_run=true")], NO_PROGRAMS),
+    "ranks of a job that nobody has started": Case(
+        [], [("SLURM gave 4 task(s) on 2 node(s)", "trainer.devices")], IN_A_JOB
+    ),
+    "another job than was asked for": Case(
+        ["launch=slurm", "launch.nodes=2"],
+        [("the ranks are on 1 node(s) of the job", "launch.nodes")],
+        {**IN_A_JOB, STOP_FILE: "stopped", "SLURM_STEP_NUM_NODES": "1"},
+    ),
+    "an operator of DeepSpeed without a compiler": Case(
+        ["strategy=deepspeed_stage_2_offload"],
+        [("PinMemoryBuilder has to be built, and there is no C++ compiler", "apt-get install g++")],
+        {**NO_PROGRAMS, "DS_PIN_MEMORY_BACKEND": "native"},
+    ),
+    "ranks that cannot meet": Case(
+        ["trainer.devices=2"], [("nosuch0", "unset GLOO_SOCKET_IFNAME")], {"GLOO_SOCKET_IFNAME": "nosuch0"}
+    ),
+    "a rank that dies": Case(
+        ["trainer.devices=2"],
+        [("rank 1 was ended by SIGKILL", "memory")],
+        files={"site/sitecustomize.py": "import os\nif os.environ.get('RANK') == '1':\n    os.kill(os.getpid(), 9)\n"},
+    ),
+}
+
+
+@pytest.fixture
+def patient(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory whose `site` comes first on the path, also in children; no key, cache or hub of the user's."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(in_directory / "none"))
+    monkeypatch.setenv("TRAINER_CACHE", str(in_directory / "cache"))
+    monkeypatch.setenv("HF_HOME", str(in_directory / "hub"))
+    monkeypatch.setenv("PYTHONPATH", str(in_directory / "site"))
+    monkeypatch.syspath_prepend(in_directory / "site")
+    return in_directory
+
+
+def findings_of(output: str) -> list[Finding]:
+    return [Finding(**entry) for entry in json.loads(output)["findings"]]
+
+
+def failures_of(output: str) -> list[Finding]:
+    return [finding for finding in findings_of(output) if finding.status == "failure"]
+
+
+def assert_told(told: list[Finding], faults: Sequence[tuple[str, str]]) -> None:
+    for found, remedy in faults:
+        assert [f for f in told if found in f.found and remedy in f.remedy], (found, told)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_planted_faults_are_found(
+    name: str, patient: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES[name]
+    for path, text in case.files.items():
+        (patient / path).parent.mkdir(parents=True, exist_ok=True)
+        (patient / path).write_text(text)
+    for variable, value in case.env.items():
+        monkeypatch.setenv(variable, value)
+
+    code = main(["doctor", "--json", *SPIRALS_WORDS, *case.words])
+
+    told = failures_of(capfd.readouterr().out)
+    assert code == 2
+    assert_told(told, case.told)
+    assert len(told) <= len(case.told) + 1, told
+    assert not (patient / "outputs").exists()
+
+
+def test_a_fit_machine_is_told_to_be_and_two_ranks_really_sum(patient: Path, command_line: CommandLine) -> None:
+    before, start = os.times(), time.monotonic()
+    done = command_line("doctor", "--json", *SPIRALS_WORDS, "trainer.devices=2", PYTHONPATH="")
+    wall_s, after = time.monotonic() - start, os.times()
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    print(f"{cpu_s:.1f} s of CPU, {wall_s:.1f} s of wall time")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["fit"]
+    (summed,) = [finding for finding in findings_of(done.stdout) if finding.name == "all-reduce"]
+    print(summed.found)
+    assert summed.status == "ok"
+    assert "2 rank(s) of this node, gloo: the sum is right" in summed.found
+    assert "GB/s" in summed.found
+    assert cpu_s < 30.0
+    assert json.loads(done.stdout)["time_s"] < 30.0
+
+
+def test_people_get_a_table_with_the_remedy(patient: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (patient / "tasks").mkdir()
+    (patient / "taken").write_text("text")
+    assert main(["doctor", *SPIRALS_WORDS, "run.root=taken"]) == 2
+    told = capfd.readouterr().out
+    assert "failure" in told
+    assert "-> run.root=DIRECTORY" in told
+    # A folder that takes no effect ends no run.
+    assert "name yours with plugins=[FOLDER]" in " ".join(told.replace("│", "").split())
+    assert "1 failure" in told or "2 failure" in told
+
+
+def test_a_mistake_on_the_line_is_told_as_everywhere(patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *SPIRALS_WORDS, "optimizer.lrr=1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "did you mean lr?" in captured.err
+
+
+def test_nothing_is_imported_before_the_configuration_is_valid(patient: Path) -> None:
+    words = ["doctor", *SPIRALS_WORDS, "optimizer.lr=-1"]
+    code = f"import sys\nfrom trainer.cli import main\nmain({words!r})\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+LIMITED = ["bash", "-c", 'ulimit -n 128 && exec "$@"', "_"]
+
+
+def test_few_open_files(patient: Path) -> None:
+    command = [*LIMITED, sys.executable, "-m", "trainer", "doctor", "--json", *SPIRALS_WORDS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    (told,) = failures_of(done.stdout)
+    assert "128 a process" in told.found
+    assert told.remedy.startswith(("ulimit -n 264", "raise nofile"))
+
+
+NAMESPACE = ["unshare", "--map-root-user", "--mount", "bash", "-c"]
+# (mounts, words, of each fault what is found and the remedy)
+MOUNTS: dict[str, tuple[list[str], list[str], list[tuple[str, str]]]] = {
+    "full": (
+        ["-o size=256k,nr_inodes=9 tmpfs outputs", "-o ro tmpfs cache"],
+        [],
+        [
+            ("free; 1.0 GiB needed", "larger disk"),
+            ("inodes free", "delete small files"),
+            ("cache cannot be written: Read-only", "TRAINER_CACHE=DIRECTORY"),
+        ],
+    ),
+    "read-only, for GPUs": (
+        ["-o ro tmpfs outputs", "-o size=16m tmpfs /dev/shm"],
+        ["trainer.accelerator=cuda", "trainer.devices=2"],
+        [
+            ("outputs cannot be written: Read-only", "run.root=DIRECTORY"),
+            ("NCCL advises", "--shm-size=1g"),
+            ("no GPU is visible", "trainer.accelerator"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOUNTS)
+def test_file_systems(name: str, patient: Path) -> None:
+    if subprocess.run([*NAMESPACE, "mount -t tmpfs tmpfs /mnt"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace can be made here")
+    mounts, words, faults = MOUNTS[name]
+    for folder in ("outputs", "cache"):
+        (patient / folder).mkdir()
+    script = " && ".join([f"mount -t tmpfs {mount}" for mount in mounts] + ['exec "$@"'])
+    command = [*NAMESPACE, script, "_", sys.executable, "-m", "trainer", "doctor", "--json", *SPIRALS_WORDS, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert_told(failures_of(done.stdout), faults)
+
+
+def look(check: Check, *words: str) -> list[Finding]:
+    """One check by itself."""
+    return examine([check], config(*words), ONE_RANK, time.monotonic() + 20)
+
+
+def test_data_that_is_there_but_empty(patient: Path) -> None:
+    words = ("task=cnn", "data=image_folder", "data.path=photographs")
+    folder = patient / "photographs"
+    folder.mkdir()
+    assert_told(look(trainer.doctor.check_data, *words), [("the directory is empty", "data.path=PATH")])
+    (folder / "a.png").touch()
+    assert_told(look(trainer.doctor.check_data, *words), [("a.png is empty", "copy it again")])
+    (folder / "a.png").write_bytes(b"an image")
+    assert [f.status for f in look(trainer.doctor.check_data, *words)] == ["ok"]
+
+
+def test_an_endpoint_that_is_taken(patient: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ("trainer.num_nodes=2", f"launch.endpoint={endpoint}")
+        found = look(trainer.doctor.check_network, *words)
+    assert_told(found, [(f"{endpoint} cannot be listened at", "a free port")])
+    assert "failure" not in [f.status for f in look(trainer.doctor.check_network, *words)]
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="SLURM's commands are not here")
+def test_a_cluster_that_does_not_answer(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = "ClusterName=none\nSlurmctldHost=localhost\nSlurmctldPort=1\nAuthType=auth/none\nMessageTimeout=1\n"
+    (patient / "slurm.conf").write_text(settings)
+    monkeypatch.setenv("SLURM_CONF", str(patient / "slurm.conf"))
+    assert_told(look(trainer.doctor.check_slurm, "launch=slurm"), [("sbatch refuses 1 node(s)", "launch.partition")])
+
+
+def config(*words: str) -> Config:
+    return typed(compose_mapping([*SPIRALS_WORDS, *words]))[0]
+
+
+def test_a_check_that_hangs_or_raises_is_a_finding() -> None:
+    forever = threading.Event()
+
+    def check_mount(config: Config, world: World) -> Iterator[Finding]:
+        yield Finding("mount", "ok", "seen")
+        forever.wait()
+
+    def check_driver(config: Config, world: World) -> Iterator[Finding]:
+        yield Finding("driver", "ok", "seen")
+        raise OSError("no such device")
+
+    start = time.monotonic()
+    told = examine([check_mount, check_driver], config(), ONE_RANK, start + 0.5)
+    forever.set()
+    assert time.monotonic() - start < 5
+    assert [(f.name, f.status) for f in told] == [
+        ("mount", "ok"), ("mount", "failure"), ("driver", "ok"), ("driver", "failure"),
+    ]  # fmt: skip
+    assert "no answer" in told[1].found
+    assert "OSError: no such device" in told[3].found
+    assert told[1].remedy
+    assert told[3].remedy
+
+
+def test_a_child_ends_at_its_time_limit_with_what_it_has_started(tmp_path: Path) -> None:
+    script = f"echo $$ > {tmp_path}/group; sleep 60 & echo waiting >&2; wait"
+    child = run_child(["bash", "-c", script], 1.0)
+    assert child.code is None
+    assert child.last_words == "no answer within its time limit: waiting"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int((tmp_path / "group").read_text()), 0)
+
+
+def test_bandwidth_is_that_of_nccl_tests() -> None:
+    """doc/PERFORMANCE.md: 8 ranks, algorithm bandwidth 100 GB/s: bus bandwidth 175 GB/s."""
+    assert bus_bandwidth_gb_per_s(10**9, 0.01, 8) == pytest.approx(175.0)
+
+
+def test_room_is_what_checkpoints_take(patient: Path) -> None:
+    """LeNet-5 with AdamW: weights and two means, 12 bytes a parameter, four times, and 4 for the weights alone."""
+    lenet, _ = typed(compose_mapping(["task=cnn", "logger=none", "optimizer=adamw", "checkpoint.keep=2"]))
+    assert needed_bytes(lenet) == (61_706 * (4 * 12 + 4), "for 4 checkpoints and the weights")
+    assert needed_bytes(config())[0] == 2**30
+
+
+def test_operators_that_a_file_asks_for() -> None:
+    nvme = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "pin_memory": True}}}
+    assert needed_builders(nvme, {}) == ["AsyncIOBuilder"]
+    assert needed_builders(nvme, {"DS_PIN_MEMORY_BACKEND": "native"}) == ["AsyncIOBuilder", "PinMemoryBuilder"]
+    assert needed_builders({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, {}) == [
+        "QuantizerBuilder"
+    ]
+    assert needed_builders({"zero_optimization": {"stage": 3}}, {"DS_PIN_MEMORY_BACKEND": "native"}) == []
+
+
+# What the probe reports, of machines that tests do not have.
+GPU: dict[str, Any] = {
+    "name": "H100", "total": 80 * 2**30, "free": 79 * 2**30, "error": None, "blas_error": 1e-7, "cudnn_error": 1e-7,
+}  # fmt: skip
+REPORT: dict[str, Any] = {
+    "torch": "2.13.0", "cuda": "13.0", "cudnn": 91000, "nccl": "2.27.3", "blas_error": 1e-7, "error": None,
+    "gpus": [GPU, GPU], "without_peer_access": [],
+}  # fmt: skip
+
+
+def statuses(findings: Iterator[Finding]) -> dict[str, str]:
+    return {finding.name: finding.status for finding in findings}
+
+
+def test_gpus_that_are_well_and_that_are_not() -> None:
+    assert statuses(torch_findings(REPORT, TWO_GPUS, 2)) == {"torch": "ok"}
+    assert statuses(gpu_findings(REPORT, TWO_GPUS, None)) == {"GPU 0": "ok", "GPU 1": "ok", "GPU links": "ok"}
+    cpu_build = {**REPORT, "cuda": None, "gpus": []}
+    (told,) = torch_findings(cpu_build, TWO_GPUS, 2)
+    assert (told.status, told.found) == ("failure", "2.13.0, built for the CPU; 2 GPU(s) are here")
+    old_driver = {**REPORT, "error": "the NVIDIA driver on your system is too old", "gpus": []}
+    assert statuses(torch_findings(old_driver, TWO_GPUS, 2)) == {"torch": "failure"}
+    assert statuses(torch_findings({**REPORT, "blas_error": 0.1}, TWO_GPUS, 2))["BLAS"] == "failure"
+    ill = {**REPORT, "gpus": [{**GPU, "blas_error": 0.02}, {**GPU, "free": 2**30}], "without_peer_access": [(0, 1)]}
+    assert statuses(gpu_findings(ill, TWO_GPUS, None)) == {
+        "GPU 0": "failure", "GPU 1": "warning", "GPU links": "warning",
+    }  # fmt: skip
+    nan = {**REPORT, "gpus": [{**GPU, "cudnn_error": float("nan")}]}
+    assert statuses(gpu_findings(nan, TWO_GPUS, None)) == {"GPU 0": "failure"}
+
+
+def test_clocks_that_are_held_down() -> None:
+    lines = "0, 580.65, 210, 1980, 31, 0x0000000000000001\n1, 580.65, 345, 1980, 92, 0x0000000000000040\n"
+    driver, idle, hot = parsed_driver(lines)
+    assert driver.found == "580.65, 2 GPU(s)"
+    assert idle.status == "ok"
+    assert (hot.status, hot.found) == ("warning", "GPU 1: 345 of 1980 MHz, 92 degrees C, too hot (hardware)")

@@ -1,0 +1,75 @@
+"""Processes that may hang or die in place of the doctor: drivers and broken packages do. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+_running: set[int] = set()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a child ended. code: None where it was ended at its time limit, negative where a signal ended it."""
+
+    code: int | None
+    output: str
+    errors: str
+
+    @property
+    def last_words(self) -> str:
+        """The line that tells what went wrong: an exception's where there is one, else the last."""
+        lines = [line.strip() for line in self.errors.splitlines() if line.strip()]
+        if self.code is None:
+            return "no answer within its time limit" + (f": {lines[-1]}" if lines else "")
+        if self.code < 0:
+            return f"ended by {signal.Signals(-self.code).name}"
+        raised = [line for line in lines if line.partition(":")[0].rpartition(".")[2].endswith(("Error", "Exception"))]
+        return (raised or lines or [f"exit code {self.code}"])[-1]
+
+
+def run_child(command: Sequence[str], timeout_s: float, text: str | None = None) -> Result:
+    """Run a command and wait for it, but no longer than its time limit; what it has started ends with it.
+
+    Args: text: its standard input. Raises: OSError: it cannot be started.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE if text is not None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        with _lock:
+            _running.add(process.pid)
+        try:
+            output, errors = process.communicate(text, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            end_group(process.pid)
+            output, errors = process.communicate()
+            return Result(None, output, errors)
+        finally:
+            with _lock:
+                _running.discard(process.pid)
+    return Result(process.returncode, output, errors)
+
+
+def end_children() -> None:
+    """End those that somebody still waits for."""
+    with _lock:
+        for group in _running:
+            end_group(group)
+
+
+def end_group(group: int) -> None:
+    """Kill a child and what it has started; its process id is that of its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
