@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -24,6 +25,9 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
         if not isinstance(request.code, int):
             raise
         code = request.code
+    # SLURM sends it ahead of a time limit. There is nothing left to save, and while Python unloads, which takes a second,
+    # its own handlers are gone and the signal would kill a process that has done its work.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if code == EXIT_DONE or "torch" not in sys.modules:
         sys.exit(code)
     atexit._run_exitfuncs()
