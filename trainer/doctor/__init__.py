@@ -54,6 +54,8 @@ CHECKS: tuple[Check, ...] = (
 )
 # All of it, with what is waited for in vain.
 TIME_LIMIT_S = 28.0
+# As long the ranks have the machine, its cores and its network, to themselves.
+HEAD_START_S = 10.0
 
 
 def doctor(overrides: Sequence[str], options: Options, to_json: bool) -> int:
@@ -68,13 +70,15 @@ def doctor(overrides: Sequence[str], options: Options, to_json: bool) -> int:
         return EXIT_DONE
     shown = nullcontext() if to_json else Console(stderr=True).status("doctor: the ranks meet")
     with shown as status:
-        # First and alone: the ranks of other nodes wait for this one, and nothing else may take bandwidth or cores.
-        reduced = examine([check_all_reduce], config, world, start + TIME_LIMIT_S)
+        reduction = _Examination(check_all_reduce, config, world)
+        reduction.start()
+        reduction.join(HEAD_START_S)
         if status is not None:
             status.update(f"doctor: {len(CHECKS)} checks")
         findings += examine(CHECKS, config, world, start + TIME_LIMIT_S)
+        reduction.join(max(0.0, start + TIME_LIMIT_S - time.monotonic()))
+    findings = without_repetitions([*findings, *reduction.result()])
     end_children()
-    findings = without_repetitions([*findings, *reduced])
     time_s = round(time.monotonic() - start, 2)
     if to_json:
         print(as_json(findings, time_s))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+
+import psutil
 
 _running: set[int] = set()
 _lock = threading.Lock()
@@ -46,14 +47,13 @@ def run_child(command: Sequence[str], timeout_s: float, text: str | None = None)
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        start_new_session=True,
     ) as process:
         with _lock:
             _running.add(process.pid)
         try:
             output, errors = process.communicate(text, timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            end_group(process.pid)
+            end_family(process.pid)
             output, errors = process.communicate()
             return Result(None, output, errors)
         finally:
@@ -65,11 +65,17 @@ def run_child(command: Sequence[str], timeout_s: float, text: str | None = None)
 def end_children() -> None:
     """End those that somebody still waits for."""
     with _lock:
-        for group in _running:
-            end_group(group)
+        for child in _running:
+            end_family(child)
 
 
-def end_group(group: int) -> None:
-    """Kill a child and what it has started; its process id is that of its group."""
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+def end_family(child: int) -> None:
+    """Kill a child and all it has started, also those in sessions of their own, as the agent's ranks are."""
+    try:
+        parent = psutil.Process(child)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -23,7 +23,7 @@ from trainer.leave import run_and_leave
 from trainer.rank import _die_with_parent, load_config
 
 # Less than the time limit of the whole check, so that a rank that waits in vain tells what for.
-GROUP_TIMEOUT_S = 10.0
+GROUP_TIMEOUT_S = 15.0
 NUM_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 REPEATS = 5
 # Sums of such numbers are whole and exact in float32 on any number of ranks.
