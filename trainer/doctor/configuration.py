@@ -50,5 +50,5 @@ def check_configuration(config: Config, task: TaskSpec, world: World) -> list[Fi
         return [from_problem(problem) for problem in error.problems]
     except UserError as error:
         return [from_error(NAME, error)]
-    ranks = f"{world.world_size} rank(s) = {world.num_nodes} node(s) x {world.local_world_size}, {world.accelerator}"
-    return [Finding(NAME, "ok", f"{config.task.name}: {ranks}, {config.strategy.name}, {config.trainer.precision}")]
+    ranks = f"{world.world_size} = {world.num_nodes} node(s) x {world.local_world_size}, {world.accelerator}"
+    return [Finding("ranks", "ok", f"{ranks}, {config.strategy.name}, {config.trainer.precision}")]
