@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.sst2_texts import PAD_ID, VOCAB_SIZE, sst2_buffer
-from trainer.data.length_sampler import LengthGroupedSampler
-from trainer.data.tokens import TokenBuffer, TokenSet
+from trainer.data.texts.buffer import TokenBuffer, TokenSet
+from trainer.data.texts.length_sampler import LengthGroupedSampler
 from trainer.run import cpu_name, package_versions
 
 BATCH_SIZE, MAX_LENGTH, POOL_BATCHES, NUM_ROUNDS = 32, 128, 50, 5

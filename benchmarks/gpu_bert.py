@@ -24,8 +24,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.packed_bert import PackedTexts, flash_attend, packed_logits
 from benchmarks.sst2_texts import PAD_ID, VOCAB_SIZE, sst2_buffer
-from trainer.data.length_sampler import LengthGroupedSampler
-from trainer.data.tokens import TokenSet
+from trainer.data.texts.buffer import TokenSet
+from trainer.data.texts.length_sampler import LengthGroupedSampler
 from trainer.observe.flops import peak_flops_per_s
 from trainer.observe.jsonl import read_metrics
 

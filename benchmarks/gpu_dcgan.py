@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.dcgan_plain import PlainDCGAN
 from tasks.dcgan.data import GanImages
-from trainer.data.images import ImageSet
+from trainer.data.images.batches import ImageSet
 from trainer.engine import build, build_trainer
 from trainer.fit import Options, prepare
 from trainer.observe.metrics import TrainingMetrics

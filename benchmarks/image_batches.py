@@ -25,9 +25,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.image_config import NamedImagesConfig
-from trainer.data.image_splits import read_splits
-from trainer.data.images import ImageSet, ImageTransform
+from trainer.data.images.batches import ImageSet, ImageTransform
+from trainer.data.images.config import NamedImagesConfig
+from trainer.data.images.splits import read_splits
 from trainer.data.loaders import StepLoader
 from trainer.data.samplers import Share, ShuffledSampler, uniform
 from trainer.run import cpu_name, package_versions

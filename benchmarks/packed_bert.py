@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, BertForSequenceClassification
 
-from trainer.data.tokens import TokenBuffer
+from trainer.data.texts.buffer import TokenBuffer
 
 NAME = "packed_texts"
 

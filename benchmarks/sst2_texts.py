@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.tokens import EncodedTexts, TokenBuffer, write_tokens
+from trainer.data.texts.buffer import EncodedTexts, TokenBuffer, write_tokens
 
 VOCAB_SIZE, PAD_ID = 30_522, 0
 SPECIAL = 1_000  # ids below are not drawn
@@ -25,7 +25,7 @@ def sst2_buffer(path: str | None) -> tuple[TokenBuffer, str]:
         return _drawn(67_349), "texts drawn at random with lengths like SST-2's"
     from tasks.bert.tokenizers import load_tokenizer
     from trainer.data.sources import Source, load_splits
-    from trainer.data.text_tokens import encode_texts
+    from trainer.data.texts.tokenization import encode_texts
 
     texts = list(load_splits(Source(None, None, path))["train"]["sentence"])
     return _mapped(encode_texts(texts, None, load_tokenizer(encoder), 128)), "SST-2's training split"

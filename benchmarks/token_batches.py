@@ -26,8 +26,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from benchmarks.sst2_texts import PAD_ID, sst2_buffer
-from trainer.data.length_sampler import LengthGroupedSampler
-from trainer.data.tokens import TokenBuffer, TokenSet
+from trainer.data.texts.buffer import TokenBuffer, TokenSet
+from trainer.data.texts.length_sampler import LengthGroupedSampler
 from trainer.run import cpu_name, package_versions
 
 BATCH_SIZE, NUM_BATCHES, NUM_ROUNDS, PASSES_A_ROUND = 32, 300, 9, 8

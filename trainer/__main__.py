@@ -3,7 +3,7 @@
 from typing import NoReturn
 
 from trainer.cli import main
-from trainer.leave import run_and_leave
+from trainer.faults.leave import run_and_leave
 
 
 def script() -> NoReturn:

@@ -26,7 +26,7 @@ from trainer.convert import MODEL_FILE, read_state, write_weights
 from trainer.data.module import DataModule
 from trainer.errors import UserError
 from trainer.faults.stop import StopOnSignal, StopRequested
-from trainer.launch import World
+from trainer.launch.world import World
 from trainer.module import TrainingModule
 from trainer.observe.jsonl import JsonlLogger, drop_lines_after
 from trainer.observe.metrics import TrainingMetrics

@@ -17,7 +17,7 @@ from trainer.config import Config
 from trainer.data.module import DataModule
 from trainer.engine import MODEL_FILE, build, build_trainer
 from trainer.errors import ConfigError, Problem, UserError, nearest
-from trainer.launch import World
+from trainer.launch.world import World
 from trainer.module import TrainingModule
 from trainer.run import write_json
 from trainer.task import TaskSpec

@@ -17,18 +17,9 @@ from omegaconf import OmegaConf
 from trainer.compose import compose_mapping, typed, without_secrets
 from trainer.config import Config, LaunchConfig, SlurmLaunchConfig, TrainerConfig
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, UserError
-from trainer.launch import (
-    STOP_FILE,
-    RankFailure,
-    World,
-    asked_to_stop,
-    node_range,
-    plan_world,
-    start_nodes,
-    start_ranks,
-    stop_before_training,
-    submitted_world,
-)
+from trainer.faults.signals import STOP_FILE, asked_to_stop, stop_before_training
+from trainer.launch.agent import RankFailure, start_nodes, start_ranks
+from trainer.launch.world import World, node_range, plan_world, submitted_world
 from trainer.run import Record, Run, open_run
 from trainer.task import TaskSpec
 from trainer.validation import validate
@@ -110,7 +101,7 @@ def fit(overrides: Sequence[str], options: Options) -> int:
     words = [*(f"--config-dir={folder.resolve()}" for folder in options.config_dirs), *overrides]
     try:
         if submits(plan.config):
-            from trainer.submit import submit
+            from trainer.launch.submit import submit
 
             return submit(plan.config, words)
         if plan.world.joined:

@@ -18,7 +18,7 @@ from trainer.compose import CONF
 from trainer.config import Config, StrategyConfig
 from trainer.errors import EXIT_DONE, ConfigError
 from trainer.fit import Options, Plan, prepare
-from trainer.launch import planned_world
+from trainer.launch.world import planned_world
 from trainer.memory import Memory, ModelSizes, estimate
 from trainer.run import identity_hash
 from trainer.schedule import rate_factor

@@ -21,9 +21,10 @@ from omegaconf import OmegaConf
 from trainer.compose import typed
 from trainer.config import Config
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError
-from trainer.group import process_group
-from trainer.launch import STOP_FILE, World, plan_world, stop_before_training
-from trainer.leave import run_and_leave
+from trainer.faults.leave import run_and_leave
+from trainer.faults.signals import STOP_FILE, stop_before_training
+from trainer.launch.group import process_group
+from trainer.launch.world import World, plan_world
 from trainer.run import Record
 from trainer.task import TaskSpec
 

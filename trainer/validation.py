@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.config import AdamConfig, Config, SGDConfig, WandbLogger
 from trainer.errors import ConfigError, Problem
-from trainer.launch import World
+from trainer.launch.world import World
 from trainer.observe.wandb import has_wandb_key
 from trainer.strategies.config import DDPConfig, DeepSpeedFileConfig, divides_state
 from trainer.strategies.deepspeed_config import divides_weights, file_problems

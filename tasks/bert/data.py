@@ -14,13 +14,13 @@ from tasks.bert.intents import intent_splits
 from tasks.bert.labels import Labels, is_unlabelled
 from tasks.bert.tokenizers import build_tokenizer
 from trainer.config import Config
-from trainer.data.length_sampler import LengthGroupedSampler
 from trainer.data.module import DataModule
 from trainer.data.samplers import StepSampler
 from trainer.data.sources import Source, load_splits, split_fingerprint
-from trainer.data.text_config import StoredTextConfig, TextDataConfig, TextFilesConfig
-from trainer.data.text_tokens import tokenize_split
-from trainer.data.tokens import TokenBuffer, TokenSet
+from trainer.data.texts.buffer import TokenBuffer, TokenSet
+from trainer.data.texts.config import StoredTextConfig, TextDataConfig, TextFilesConfig
+from trainer.data.texts.length_sampler import LengthGroupedSampler
+from trainer.data.texts.tokenization import tokenize_split
 from trainer.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from tasks.bert.models import announce, build_model, describe, encoder_layers, f
 from trainer.config import Config
 from trainer.data.batch import StepBatch
 from trainer.data.module import DataModule
-from trainer.data.tokens import TokenBatch
+from trainer.data.texts.buffer import TokenBatch
 from trainer.errors import UserError
 from trainer.module import StepSums, SupervisedModule, all_reduce_sum
 from trainer.observe.images import log_image

@@ -18,8 +18,8 @@ from tasks.bert.module import BertModule
 from trainer.config import Config
 from trainer.data.samplers import MicroIndices
 from trainer.data.sources import FORMATS, Source, load_splits, path_problems
-from trainer.data.text_tokens import ROWS_PER_CHUNK, check_texts, encode_texts
-from trainer.data.tokens import EncodedTexts, TokenBuffer, TokenSet
+from trainer.data.texts.buffer import EncodedTexts, TokenBuffer, TokenSet
+from trainer.data.texts.tokenization import ROWS_PER_CHUNK, check_texts, encode_texts
 from trainer.errors import ConfigError, Problem, UserError
 from trainer.module import all_reduce_sum
 

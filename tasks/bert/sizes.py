@@ -9,7 +9,7 @@ from tasks.bert.config import BertModelConfig, BertTaskConfig, EncoderConfig, In
 from tasks.bert.grammar import PHRASINGS
 from tasks.bert.weights import local_folder
 from trainer.config import Config
-from trainer.data.text_config import TextDataConfig
+from trainer.data.texts.config import TextDataConfig
 from trainer.memory import FLOAT32, ModelSizes
 
 TOKEN_TYPES = 2

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tasks.cnn.config import CNNConfig
-from trainer.data.image_module import ImageDataModule
-from trainer.data.images import NUM_DRAWS, ImageBatch, ImageSet
+from trainer.data.images.batches import NUM_DRAWS, ImageBatch, ImageSet
+from trainer.data.images.module import ImageDataModule
 from trainer.data.samplers import uniform
 from trainer.errors import UserError
 

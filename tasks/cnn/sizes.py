@@ -7,8 +7,8 @@ import torch
 from tasks.cnn.models import build_model
 from trainer.activations import saved_bytes
 from trainer.config import Config
-from trainer.data.image_config import ImageDataConfig
-from trainer.data.image_sizes import known_sizes
+from trainer.data.images.config import ImageDataConfig
+from trainer.data.images.sizes import known_sizes
 from trainer.memory import ModelSizes
 
 SAMPLES = 2  # BatchNorm takes no statistics of one

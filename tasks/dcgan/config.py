@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from trainer.config import Config, Count, ModelConfig, TaskConfig, settings
-from trainer.data.image_config import IMAGE_DATAS, ImageDataConfig, image_problems
+from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_problems
 from trainer.errors import Problem
 from trainer.task import TaskSpec
 

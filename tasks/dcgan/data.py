@@ -13,8 +13,8 @@ from tasks.dcgan.config import DCGANConfig, DCGANModel
 from tasks.dcgan.noise import Stream, normal
 from trainer.config import Config
 from trainer.data.batch import MicroBatch
-from trainer.data.image_module import ImageDataModule
-from trainer.data.images import ImageSet
+from trainer.data.images.batches import ImageSet
+from trainer.data.images.module import ImageDataModule
 from trainer.data.samplers import uniform
 
 SCORED_SEED = 0  # not the run's seed: runs with different seeds are compared with the same images

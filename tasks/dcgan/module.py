@@ -22,7 +22,7 @@ from tasks.dcgan.samples import CollapseWarning, SampleGrids
 from tasks.dcgan.scores import FeatureTable, frechet_distance, kernel_distance
 from trainer.config import Config
 from trainer.data.batch import StepBatch
-from trainer.data.images import ImageTransform
+from trainer.data.images.batches import ImageTransform
 from trainer.errors import UserError
 from trainer.host_memory import keep_freed_memory
 from trainer.module import StepSums, TrainingModule

@@ -8,7 +8,7 @@ import torch
 from conftest import CommandLine
 from torch.nn.functional import cross_entropy
 
-from trainer.data.image_module import ImageDataModule
+from trainer.data.images.module import ImageDataModule
 from trainer.fit import Options, prepare
 from trainer.observe.jsonl import read_metrics
 

@@ -8,7 +8,7 @@ import torch
 
 from tasks.dcgan.data import GanImages, ScoredImages
 from tasks.dcgan.noise import Stream, normal, walk
-from trainer.data.images import ImageSet
+from trainer.data.images.batches import ImageSet
 from trainer.data.samplers import Share, ShuffledSampler, evaluation_batches, split_step
 
 NUM_IMAGES, LATENT_SIZE = 103, 11

@@ -26,7 +26,8 @@ from trainer.doctor import examine
 from trainer.doctor.child import run_child
 from trainer.doctor.report import Check, Finding
 from trainer.doctor.storage import needed_bytes
-from trainer.launch import STOP_FILE, World
+from trainer.faults.signals import STOP_FILE
+from trainer.launch.world import World
 
 __all__ = ["cluster"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.data.image_cache import ImageCache, image_cache, moments
+from trainer.data.images.cache import ImageCache, image_cache, moments
 from trainer.errors import UserError
 
 SHAPE = (5, 3, 4, 4)

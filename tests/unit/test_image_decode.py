@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.image_decode import Unusable, decode_all, image_form, open_image, to_form
+from trainer.data.images.decode import Unusable, decode_all, image_form, open_image, to_form
 from trainer.errors import UserError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.images import ImageSet
+from trainer.data.images.batches import ImageSet
 from trainer.data.loaders import EvaluationLoader, StepLoader
 from trainer.data.samplers import Share, ShuffledSampler
 

@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 
 from trainer.config import Config
-from trainer.data.image_config import IMAGE_DATAS, ImageDataConfig, image_problems
-from trainer.data.image_module import ImageDataModule, hold_out
-from trainer.data.images import ImageSet
+from trainer.data.images.batches import ImageSet
+from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_problems
+from trainer.data.images.module import ImageDataModule, hold_out
 from trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

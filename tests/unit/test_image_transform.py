@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from trainer.data.images import ImageSet, ImageTransform
+from trainer.data.images.batches import ImageSet, ImageTransform
 from trainer.data.samplers import Share, split_step, uniform
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]

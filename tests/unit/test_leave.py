@@ -8,7 +8,7 @@ import pytest
 
 LATE_SIGNAL = """
 import os, signal
-from trainer.leave import run_and_leave
+from trainer.faults.leave import run_and_leave
 
 class Late:
     def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR1):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from trainer.data.length_sampler import LengthGroupedSampler
 from trainer.data.samplers import Share, split_step
+from trainer.data.texts.length_sampler import LengthGroupedSampler
 
 
 def sst2_like_lengths(num_samples: int = 20_000) -> np.ndarray:

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.packed_bert import PackedTexts, attend_one_by_one, flash_attend, packed_logits
-from trainer.data.tokens import EncodedTexts, TokenBuffer, TokenSet
+from trainer.data.texts.buffer import EncodedTexts, TokenBuffer, TokenSet
 
 CONFIG = BertConfig(
     vocab_size=100,

@@ -17,7 +17,7 @@ from trainer.activations import saved_bytes
 from trainer.cli import main
 from trainer.config import AdamConfig, Config, SchedulerConfig, SGDConfig
 from trainer.fit import Options, prepare
-from trainer.launch import planned_world
+from trainer.launch.world import planned_world
 from trainer.memory import ModelSizes, estimate
 from trainer.plan import batch_arithmetic
 from trainer.schedule import rate_factor

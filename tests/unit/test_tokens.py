@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.data.tokens import EncodedTexts, TokenBuffer, TokenSet, write_tokens
+from trainer.data.texts.buffer import EncodedTexts, TokenBuffer, TokenSet, write_tokens
 
 PAD = 9
 

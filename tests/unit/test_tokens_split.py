@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from trainer.data.sources import split_fingerprint
-from trainer.data.text_tokens import tokenize_split
+from trainer.data.texts.tokenization import tokenize_split
 from trainer.errors import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "on", "a", "mat", "dog", "ran"]
@@ -63,7 +63,7 @@ def test_truncation_is_counted_and_told(tokenizer, caplog):
 def test_tokenizes_once(tokenizer, tmp_path, monkeypatch):
     split = rows(["the cat"])
     tokenize_split(split, "train", ["a"], tokenizer, 8)
-    monkeypatch.setattr("trainer.data.text_tokens.encode_texts", None)
+    monkeypatch.setattr("trainer.data.texts.tokenization.encode_texts", None)
     assert tokenize_split(split, "train", ["a"], tokenizer, 8).tokens.tolist() == [2, 4, 5, 3]
     assert len(buffers(tmp_path / "cache")) == 1
 

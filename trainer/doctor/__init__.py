@@ -31,7 +31,7 @@ from trainer.doctor.software import check_packages, check_python, check_shadows,
 from trainer.doctor.storage import check_cache, check_data, check_outputs
 from trainer.errors import EXIT_DONE, EXIT_USER
 from trainer.fit import Options
-from trainer.launch import World
+from trainer.launch.world import World
 
 __all__ = ["doctor"]
 

@@ -16,8 +16,8 @@ from trainer.doctor.child import run_child
 from trainer.doctor.report import Finding
 from trainer.errors import EXIT_DONE
 from trainer.fit import submits
-from trainer.launch import World, num_visible_gpus
-from trainer.network import interfaces
+from trainer.launch.network import interfaces
+from trainer.launch.world import World, num_visible_gpus
 from trainer.parsing import config_to_mapping
 from trainer.strategies.config import divides_state
 

@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer import slurm
 from trainer.config import Config, SlurmLaunchConfig
 from trainer.doctor.child import run_child
 from trainer.doctor.report import Finding
 from trainer.errors import EXIT_DONE
 from trainer.fit import submits
-from trainer.launch import World
-from trainer.submit import job_script
+from trainer.launch import slurm
+from trainer.launch.submit import job_script
+from trainer.launch.world import World
 
 TIME_LIMIT_S = 8.0
 # A partition a line: name, nodes, generic resources of a node, time limit.

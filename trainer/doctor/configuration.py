@@ -8,7 +8,7 @@ from trainer.config import Config
 from trainer.doctor.report import Finding, from_error, from_problem
 from trainer.errors import ConfigError, UserError
 from trainer.fit import submits
-from trainer.launch import World, joined_world, num_visible_gpus, plan_world, planned_world, submitted_world
+from trainer.launch.world import World, joined_world, num_visible_gpus, plan_world, planned_world, submitted_world
 from trainer.task import TaskSpec
 from trainer.validation import validate
 

@@ -16,7 +16,7 @@ from trainer.doctor.child import run_child
 from trainer.doctor.report import Finding
 from trainer.errors import EXIT_DONE
 from trainer.fit import submits
-from trainer.launch import World, num_visible_gpus
+from trainer.launch.world import World, num_visible_gpus
 from trainer.memory import estimate
 from trainer.task import get_task
 

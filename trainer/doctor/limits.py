@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.config import Config
 from trainer.doctor.report import Finding
-from trainer.launch import World
+from trainer.launch.world import World
 
 SHARED_MEMORY = Path("/dev/shm")
 # NCCL's buffers between two GPUs of a node, and its advice for containers, whose default is 64 MiB (its documentation,

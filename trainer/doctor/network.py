@@ -11,8 +11,8 @@ from trainer.config import Config, LaunchConfig, WandbLogger
 from trainer.doctor.report import Finding, from_error
 from trainer.errors import UserError
 from trainer.fit import submits
-from trainer.launch import World, node_range, rendezvous_endpoint
-from trainer.network import interface_address, interface_of, listen, resolve, source_address
+from trainer.launch.network import interface_address, interface_of, listen, resolve, source_address
+from trainer.launch.world import World, node_range, rendezvous_endpoint
 from trainer.observe.wandb import ROUTE_TIMEOUT_S, has_wandb_key
 
 LOOPBACK = "127.0.0.1"

@@ -13,7 +13,7 @@ from trainer.config import Config
 from trainer.doctor.child import run_child
 from trainer.doctor.report import Finding, from_error
 from trainer.errors import EXIT_DONE, UserError
-from trainer.launch import World
+from trainer.launch.world import World
 from trainer.strategies.config import DeepSpeedFileConfig, ZeroConfig
 from trainer.strategies.deepspeed_config import engine_config
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.errors import EXIT_BUG, EXIT_DONE, UserError
-from trainer.group import process_group
-from trainer.launch import RankFailure, World, _run_agent, joined_world
-from trainer.leave import run_and_leave
+from trainer.faults.leave import run_and_leave
+from trainer.launch.agent import RankFailure, run_agent
+from trainer.launch.group import process_group
+from trainer.launch.world import World, joined_world
 from trainer.rank import _die_with_parent, load_config
 
 # Less than the time limit of the whole check, so that a rank that waits in vain tells what for.
@@ -38,10 +39,10 @@ def main() -> int:
 
 def start(folder: str, accelerator: str, ranks: int) -> int:
     """Start the ranks of this node and wait for them."""
-    from trainer.rendezvous import LOOPBACK, LOOPBACK_BACKEND
+    from trainer.launch.rendezvous import LOOPBACK, LOOPBACK_BACKEND
 
     try:
-        _run_agent(
+        run_agent(
             ["-m", "trainer.doctor.rank", "rank", folder, accelerator, str(ranks)],
             None,
             min_nodes=1,

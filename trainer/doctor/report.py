@@ -14,7 +14,7 @@ from rich.table import Table
 
 from trainer.config import Config
 from trainer.errors import Problem, UserError
-from trainer.launch import World
+from trainer.launch.world import World
 
 Status = Literal["ok", "warning", "failure", "skipped"]
 COLOURS: Mapping[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red", "skipped": "dim"}

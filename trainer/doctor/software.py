@@ -16,7 +16,7 @@ from trainer.config import Config
 from trainer.doctor.child import run_child
 from trainer.doctor.report import Finding
 from trainer.errors import EXIT_DONE
-from trainer.launch import World
+from trainer.launch.world import World
 from trainer.task import HOME
 
 DISTRIBUTION = "hydra-lightning-trainer"

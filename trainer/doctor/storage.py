@@ -13,7 +13,7 @@ from trainer.data.cache import cache_root
 from trainer.data.sources import path_problems
 from trainer.doctor.network import route_problem
 from trainer.doctor.report import Finding
-from trainer.launch import World
+from trainer.launch.world import World
 from trainer.memory import FLOAT32, state_bytes
 from trainer.task import get_task
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from trainer.launch import RankFailure, World
-from trainer.network import listen
+from trainer.launch.agent import RankFailure
+from trainer.launch.network import listen
+from trainer.launch.world import World
 
 PROBE_TIMEOUT_S = 1.0
 # What gloo, NCCL and the store say when a connection fails or nobody answers.

@@ -12,7 +12,7 @@ from types import FrameType
 import pytorch_lightning as pl
 import torch
 
-from trainer.launch import STOP_SIGNALS
+from trainer.faults.signals import STOP_SIGNALS
 from trainer.module import TrainingModule, all_reduce_sum
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainer.config import Config
-from trainer.launch import World
+from trainer.launch.world import World
 from trainer.observe.jsonl import read_metrics
 
 CURVES_FILE = "curves.png"

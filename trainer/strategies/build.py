@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.strategies import Strategy
 
 from trainer.config import Config
-from trainer.launch import World
+from trainer.launch.world import World
 from trainer.strategies.config import DDPConfig, DeepSpeedFileConfig, FSDP2Config, ZeroConfig
 from trainer.strategies.ddp import NetworkDDPStrategy
 from trainer.strategies.networks import SingleStrategy

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from trainer.config import OptunaConfig
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, UserError
 from trainer.fit import Options, submits
-from trainer.launch import is_joined
+from trainer.launch.world import is_joined
 from trainer.sweep.jobs import Ledger, plan_sweep
 from trainer.sweep.table import print_table
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from trainer.config import OptunaConfig, SlurmLaunchConfig
 from trainer.errors import EXIT_DONE, ConfigError, Problem
+from trainer.launch.submit import job_script, submit_script
 from trainer.run import write_text
-from trainer.submit import job_script, submit_script
 from trainer.sweep.jobs import Job, Ledger, SweepPlan
 from trainer.sweep.table import print_table
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, Problem
-from trainer.launch import num_visible_gpus, plan_world
+from trainer.launch.world import num_visible_gpus, plan_world
 from trainer.sweep.jobs import Job, Ledger, SweepPlan
 
 POLL_S = 0.1

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks.bert.predict import predict_batches
 from trainer.cli import main
-from trainer.data.length_sampler import LengthGroupedSampler
+from trainer.data.texts.length_sampler import LengthGroupedSampler
 
 NUM_STEPS, SEED, RATE = 50, 3, 0.005
 RECIPE = [

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from trainer.data.image_cache import ImageCache, image_cache, moments
-from trainer.data.image_config import ImageDataConfig, StoredImagesConfig
-from trainer.data.image_decode import ImageForm, Unusable, decode_all, image_form, open_image, to_form
+from trainer.data.images.cache import ImageCache, image_cache, moments
+from trainer.data.images.config import ImageDataConfig, StoredImagesConfig
+from trainer.data.images.decode import ImageForm, Unusable, decode_all, image_form, open_image, to_form
 from trainer.data.sources import Source, load_splits, split_fingerprint
 from trainer.errors import UserError, nearest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.data.image_config import ImageDataConfig
+from trainer.data.images.config import ImageDataConfig
 
 # (channels, side, classes, training images, whether the set brings an evaluation split), as their authors give them.
 KNOWN = {

@@ -25,7 +25,7 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
         if not isinstance(request.code, int):
             raise
         code = request.code
-    # SLURM sends it ahead of a time limit. There is nothing left to save, and while Python unloads, which takes a second,
+    # SLURM sends it ahead of a time limit. There is nothing left to save, and while Python unloads, for about a second,
     # its own handlers are gone and the signal would kill a process that has done its work.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if code == EXIT_DONE or "torch" not in sys.modules:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data.cache import build_once, cache_key
 from trainer.data.sources import split_fingerprint
-from trainer.data.tokens import EncodedTexts, TokenBuffer, write_tokens
+from trainer.data.texts.buffer import EncodedTexts, TokenBuffer, write_tokens
 from trainer.errors import UserError
 
 if TYPE_CHECKING:

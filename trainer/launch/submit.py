@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.config import Config, SlurmLaunchConfig
 from trainer.errors import EXIT_DONE, UserError
-from trainer.launch import submitted_world
+from trainer.launch.world import submitted_world
 from trainer.run import identity_hash, write_text
 from trainer.task import HOME
 

@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from trainer.config import Config
-from trainer.launch import World, local_address, rank_environment
+from trainer.launch.environment import local_address, rank_environment
+from trainer.launch.world import World
 from trainer.strategies.config import FSDP2Config, divides_state
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
         if world.world_size == 1:
             store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         elif world.launcher == "slurm":
-            from trainer.rendezvous import step_store
+            from trainer.launch.rendezvous import step_store
 
             store = step_store(world, launch.interface if world.num_nodes > 1 else None, launch.timeout_s)
         torch.distributed.init_process_group(

@@ -16,7 +16,7 @@ NODES_BACKEND = "trainer"
 
 def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:
     """The rendezvous of one agent."""
-    from trainer.rendezvous import create_nodes_rendezvous
+    from trainer.launch.rendezvous import create_nodes_rendezvous
 
     return create_nodes_rendezvous(parameters)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from trainer.config import SlurmLaunchConfig
 from trainer.errors import Problem, UserError
-from trainer.network import resolve
+from trainer.launch.network import resolve
 
 SCONTROL_TIMEOUT_S = 10
 

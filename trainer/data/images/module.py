@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from trainer.config import Config
-from trainer.data.image_config import ImageDataConfig
-from trainer.data.image_splits import ImageSplit, ImageSplits, read_splits
-from trainer.data.images import ImageSet, ImageTransform
+from trainer.data.images.batches import ImageSet, ImageTransform
+from trainer.data.images.config import ImageDataConfig
+from trainer.data.images.splits import ImageSplit, ImageSplits, read_splits
 from trainer.data.module import DataModule
 from trainer.errors import UserError
 

@@ -18,9 +18,9 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
 from trainer.errors import UserError
-from trainer.launch import World
-from trainer.network import interface_address, interface_of, listen, parse_endpoint, resolve, source_address
-from trainer.torchrun import NODES_BACKEND
+from trainer.launch.network import interface_address, interface_of, listen, parse_endpoint, resolve, source_address
+from trainer.launch.torchrun import NODES_BACKEND
+from trainer.launch.world import World
 
 log = logging.getLogger(__name__)
 

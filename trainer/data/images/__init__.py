@@ -1,0 +1,1 @@
+"""Images: found, decoded once, kept as bytes, changed on the device."""

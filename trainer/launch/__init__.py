@@ -1,0 +1,1 @@
+"""Who the ranks of a run are, how they are started, and where they meet."""

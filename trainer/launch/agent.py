@@ -1,0 +1,173 @@
+"""Start the ranks of this host with torch.distributed.elastic and wait for them. Torch-free at import."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from trainer.config import Config, LaunchConfig
+from trainer.errors import EXIT_USER, UserError
+from trainer.faults.signals import STOP_FILE, STOP_SIGNALS
+from trainer.launch.torchrun import NODES_BACKEND, create_handler
+from trainer.launch.world import World, node_range, rendezvous_endpoint
+from trainer.run import identity_hash
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+# Ranks that outlive a dead peer get this long to end by themselves before they are killed.
+SHUTDOWN_TIMEOUT_S = 5
+
+
+def start_ranks(world: World, launch: LaunchConfig, arguments: Sequence[str], run_dir: Path) -> None:
+    """Start this host's ranks as `python -m trainer.rank ARGUMENTS` and wait for them.
+
+    Raises: UserError: what a rank told the user. RankFailure: a rank failed; the first cause, told last.
+    """
+    from trainer.launch.rendezvous import LOOPBACK, LOOPBACK_BACKEND
+
+    run_agent(
+        ["-m", "trainer.rank", *arguments],
+        run_dir,
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=world.world_size,
+        run_id=f"{run_dir.name}-{os.getpid()}",
+        rdzv_backend=LOOPBACK_BACKEND,
+        max_restarts=launch.max_restarts,
+        local_addr=LOOPBACK,
+    )
+
+
+def start_nodes(world: World, config: Config, words: Sequence[str]) -> bool:
+    """Start this node's ranks, which join those of the other nodes that were started with the same words.
+
+    Returns: whether the ranks stopped on request. Raises: as start_ranks, and UserError: a wrong endpoint or interface.
+    """
+    low, high = node_range(config.trainer, config.launch)
+    interface = config.launch.interface
+    endpoint = rendezvous_endpoint(config.launch)
+    assert endpoint is not None, "plan_world has checked it"
+    with tempfile.TemporaryDirectory() as directory:
+        # A job script may have named the file already, and looks at it itself.
+        stop_file = Path(os.environ.setdefault(STOP_FILE, str(Path(directory) / "stopped")))
+        run_agent(
+            ["-m", "trainer.rank", "join", *words],
+            None,
+            min_nodes=low,
+            max_nodes=high,
+            nproc_per_node=world.local_world_size,
+            run_id=f"trainer-{identity_hash(config)}",
+            rdzv_backend=NODES_BACKEND,
+            rdzv_endpoint=f"{endpoint[0]}:{endpoint[1]}",
+            rdzv_configs={
+                "join_timeout": config.launch.timeout_s,
+                **({"interface": interface} if interface else {}),
+            },
+            max_restarts=config.launch.max_restarts,
+        )
+        return stop_file.exists()
+
+
+def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> None:
+    """Let torch's elastic agent run the ranks of this host, each as `python COMMAND`.
+
+    SIGTERM, SIGINT and SIGUSR1 are passed on: the ranks agree on a step to stop at and end by themselves.
+    """
+    # A store warns of every connection that ends, with a stack of C++ frames.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError, rendezvous_handler_registry
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from trainer.launch.rendezvous import LOOPBACK_BACKEND, create_loopback_rendezvous
+
+    rendezvous_handler_registry.register(LOOPBACK_BACKEND, create_loopback_rendezvous)
+    rendezvous_handler_registry.register(NODES_BACKEND, create_handler)
+    config = LaunchConfig(
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S, signals_to_handle="SIGHUP", logs_specs=DefaultLogsSpecs(), **options
+    )
+    # What elastic says of a failure, `_first_cause` says in a sentence, and of one that is mended, `_TellFailure`.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    if config.max_restarts:
+        failures = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+        failures.addHandler(_TellFailure(logging.ERROR))
+        failures.setLevel(logging.ERROR)
+        failures.propagate = False
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
+    with _passing_signals_on():
+        try:
+            elastic_launch(config, sys.executable)(*command)
+        except ChildFailedError as error:
+            raise _first_cause(error, run_dir) from None
+        except RendezvousError as error:
+            raise RankFailure(f"the nodes have not met at {config.rdzv_endpoint}: {error}") from error
+
+
+class _TellFailure(logging.Handler):
+    """One line for the failure that makes elastic restart the ranks, which it passes to its log only."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Elastic's arguments: exit code, local rank, process, command."""
+        if record.msg.startswith("failed (exitcode") and isinstance(record.args, tuple):
+            code = int(str(record.args[0]))
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+            print(f"rank {record.args[1]} of this host {how}", file=sys.stderr)
+
+
+class RankFailure(Exception):
+    """A rank failed. The message names the rank, its cause and its log."""
+
+
+def _first_cause(error: ChildFailedError, run_dir: Path | None) -> Exception:
+    """The failure that made the others fail: a rank that was killed or raised, not one whose peer vanished."""
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int, int]:
+        rank, failure = item
+        ended_by_agent = failure.exitcode == -signal.SIGTERM
+        # elastic's message is the text, or the whole record where the rank has written one.
+        lost_peer = re.search(r"Connection \w+ by peer|PeerLost", str(failure.message)) is not None
+        return ended_by_agent, lost_peer, failure.timestamp, rank
+
+    rank, failure = min(error.failures.items(), key=order)
+    data: Any = failure.error_file_data.get("message")
+    if failure.exitcode == EXIT_USER and isinstance(data, dict):
+        return UserError(*re.sub(r"^\w+: ", "", data["message"]).split("\n"))
+    where = f" Its log: {run_dir / 'logs' / f'rank-{rank}.log'}" if run_dir else ""
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        hint = "; out of memory?" if name == "SIGKILL" else ""
+        return RankFailure(f"rank {rank} was ended by {name}{hint}.{where}")
+    if isinstance(data, dict) and data["message"].startswith("PeerLost: "):
+        return RankFailure(data["message"].removeprefix("PeerLost: "))
+    if isinstance(data, dict):
+        trace = data["extraInfo"]["py_callstack"].rstrip()
+        return RankFailure(f"{trace}\nrank {rank} failed first, as above.{where}")
+    return RankFailure(f"rank {rank} exited with code {failure.exitcode}.{where}")
+
+
+@contextmanager
+def _passing_signals_on() -> Iterator[None]:
+    """Hand signals to the ranks as SIGTERM instead of dying: elastic would end them before they can save."""
+    import psutil
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            child.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
