@@ -10,29 +10,25 @@ error of the ratios. Padding is that of whole epochs. Writes a dated file under 
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig
 
+from benchmarks.result_file import surroundings, write_result
 from benchmarks.sst2_texts import PAD_ID, VOCAB_SIZE, sst2_buffer
 from trainer.data.texts.buffer import TokenBuffer, TokenSet
 from trainer.data.texts.length_sampler import LengthGroupedSampler
-from trainer.run import cpu_name, package_versions
 
 BATCH_SIZE, MAX_LENGTH, POOL_BATCHES, NUM_ROUNDS = 32, 128, 50, 5
 GOALS = {"padded to 128": 3.5, "padded to each batch's longest": 1.8}
 PADDING_GOAL = 0.08
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -107,10 +103,7 @@ def main() -> int:
             rates[way.name].append(trainee.sequences_per_s(way, number * way.steps))
         rates["again"].append(trainee.sequences_per_s(all_ways[-1], number * all_ways[-1].steps))
     text, met = report(all_ways, rates, what, path)
-    print(text)
-    file = RESULTS / f"{datetime.date.today()}-bert-training.md"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_result("bert-training", text)
     return 0 if met else 1
 
 
@@ -126,7 +119,6 @@ def report(all_ways: list[Way], rates: dict[str, list[float]], what: str, path: 
         cells = ["", "", ""] if goal is None else [f"{ratio:.2f}", f"{min(ratios):.2f}", str(goal)]
         rate = statistics.median(ours if goal is None else rates[way.name])
         rows.append(f"| {' | '.join([way.name, f'{rate:.1f}', f'{way.padding_fraction():.1%}', *cells])} |")
-    versions = [f"{name} {v}" for name, v in package_versions().items() if name in ("torch", "transformers")]
     lines = [
         f"# Training BERT on SST-2's lengths, {datetime.date.today()}",
         "",
@@ -142,8 +134,7 @@ def report(all_ways: list[Way], rates: dict[str, list[float]], what: str, path: 
         "",
         f"Like length against itself: {min(same):.2f} to {max(same):.2f}.",
         "",
-        f"- Hardware: {cpu_name()}, {os.cpu_count()} cores, no GPU; one thread",
-        f"- Versions: {', '.join([*versions, f'numpy {np.__version__}', f'python {platform.python_version()}'])}",
+        *surroundings("no GPU; one thread", "torch", "transformers", "numpy"),
         "",
     ]
     return "\n".join(lines), met

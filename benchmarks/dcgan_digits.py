@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.result_file import surroundings, write_result
 from tasks.dcgan.features import load_classifier
-from trainer.run import cpu_name, package_versions
 
 HOME = Path(__file__).resolve().parents[1]
-RESULTS, IMAGES = HOME / "benchmarks" / "results", HOME / "docs" / "images"
+IMAGES = HOME / "docs" / "images"
 NUM_GENERATED, LONGEST_S, SMALLEST_FALL = 1_000, 300.0, 5.0
 COMMON = ["logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
 
@@ -56,7 +56,6 @@ def report(seconds: float, accuracy: float, scores: list[dict[str, float]], coun
     """The dated file."""
     first, last = scores[0], scores[-1]
     fall = first["frechet_distance"] / last["frechet_distance"]
-    versions = {name: package_versions()[name] for name in ("torch", "pytorch-lightning")}
     return "\n".join(
         [
             f"# DCGAN on the embedded digits, {datetime.date.today()}",
@@ -76,8 +75,7 @@ def report(seconds: float, accuracy: float, scores: list[dict[str, float]], coun
             "",
             f"    {json.dumps({name: last[name] for name in PROTOCOL})}",
             "",
-            f"- Hardware: {cpu_name()}, {os.cpu_count()} cores, no GPU",
-            f"- Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
+            *surroundings("no GPU", "torch", "pytorch-lightning"),
             "",
         ]
     )
@@ -102,9 +100,7 @@ def main() -> int:
         counts, certainty = classified(folder, run_dir)
         text = report(seconds, judge_accuracy(folder), scores, counts, certainty)
         keep_pictures(run_dir)
-    print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{datetime.date.today()}-dcgan-digits.md").write_text(text, encoding="utf-8")
+    write_result("dcgan-digits", text)
     fall = scores[0]["frechet_distance"] / scores[-1]["frechet_distance"]
     return 0 if seconds < LONGEST_S and fall >= SMALLEST_FALL and all(counts) else 1
 

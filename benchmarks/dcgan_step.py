@@ -30,17 +30,16 @@ import pytorch_lightning as pl
 import torch
 
 from benchmarks.dcgan_plain import PlainDCGAN
+from benchmarks.result_file import surroundings, write_result
 from trainer.engine import build, build_trainer
 from trainer.fit import Options, prepare
 from trainer.observe.metrics import TrainingMetrics
-from trainer.run import cpu_name, package_versions
 
 BATCH_SIZE, IMAGE_SIZE, WIDTH = 32, 64, 64
 NUM_COMPARED, NUM_WARM_UP, NUM_TIMED = 20, 4, 40
 NUM_TURNS = NUM_WARM_UP + NUM_TIMED
 GOALS = {"trainer, fp32": 1.25, "trainer, bf16": 1.9}
 LARGEST_DIFFERENCE = 1e-4
-RESULTS = Path(__file__).parent / "results"
 WORDS = [
     "task=dcgan",
     "logger=none",
@@ -208,7 +207,6 @@ def report(times: dict[str, list[float]], difference: float) -> tuple[str, bool]
         rows.append(f"| {name} | {1e3 * statistics.median(values):.0f} | {ratio:.2f} | {goal or ''} |")
     same = sorted(a / b for a, b in zip(times["ordinary"], times["ordinary, again"], strict=True))
     tenth = len(same) // 10
-    versions = {"torch": package_versions()["torch"], "pytorch-lightning": package_versions()["pytorch-lightning"]}
     lines = [
         f"# DCGAN step on one CPU core, {datetime.date.today()}",
         "",
@@ -229,8 +227,7 @@ def report(times: dict[str, list[float]], difference: float) -> tuple[str, bool]
         "of real and generated images, BatchNorm by itself for each; channels_last; fused Adam; freed memory stays in",
         "the process; nothing waits for values to log.",
         "",
-        f"- Hardware: {cpu_name()}, {os.cpu_count()} cores, one of them used; no GPU",
-        f"- Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
+        *surroundings("one of them used; no GPU", "torch", "pytorch-lightning"),
         "",
     ]
     return "\n".join(lines), met
@@ -239,9 +236,7 @@ def report(times: dict[str, list[float]], difference: float) -> tuple[str, bool]
 def main() -> int:
     """Compare, time, print and write. Returns: 0 when the goals are met."""
     text, met = report(timed(), largest_difference())
-    print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{datetime.date.today()}-dcgan-step.md").write_text(text, encoding="utf-8")
+    write_result("dcgan-step", text)
     return 0 if met else 1
 
 

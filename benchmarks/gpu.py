@@ -5,14 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
+from benchmarks.result_file import RESULTS
 from trainer.run import package_versions
 
 SECTIONS = ("benchmarks.gpu_cnn", "benchmarks.gpu_bert", "benchmarks.gpu_dcgan")
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:

@@ -11,8 +11,6 @@ benchmarks/results/.
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 import statistics
 import sys
 import time
@@ -25,18 +23,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.result_file import surroundings, write_result
 from trainer.data.images.batches import ImageSet, ImageTransform
 from trainer.data.images.config import NamedImagesConfig
 from trainer.data.images.splits import read_splits
 from trainer.data.loaders import StepLoader
 from trainer.data.samplers import Share, ShuffledSampler, uniform
-from trainer.run import cpu_name, package_versions
 
 MEAN, STD, PADDING = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], 4
 NUM_IMAGES, BATCH_SIZE, SEED = 10_000, 128, 0
 NUM_ROUNDS, EPOCHS_A_ROUND = 15, 5
 GOAL = 2.5
-RESULTS = Path(__file__).parent / "results"
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -170,17 +167,12 @@ def main() -> int:
         rows.append(row)
         ratios.append(ratio)
     text = report(what, path, rows, ratios, difference)
-    file = RESULTS / f"{datetime.date.today()}-image-batches.md"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    print(f"written to {file}")
+    write_result("image-batches", text)
     return 0 if min(ratios) >= GOAL else 1
 
 
 def report(what: str, path: str | None, rows: list[str], ratios: list[float], difference: float) -> str:
     """The dated file."""
-    versions = {name: v for name, v in package_versions().items() if name in ("torch", "datasets")}
-    versions |= {"numpy": np.__version__, "pillow": Image.__version__, "python": platform.python_version()}
     met = "met" if min(ratios) >= GOAL else "missed"
     return "\n".join(
         [
@@ -198,8 +190,7 @@ def report(what: str, path: str | None, rows: list[str], ratios: list[float], di
             "",
             "The last column is ours against ours, without the best and the worst round: what a ratio of 1 looks like.",
             "",
-            f"- Hardware: {cpu_name()}, {os.cpu_count()} cores, no GPU; torch on one thread",
-            f"- Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
+            *surroundings("no GPU; torch on one thread", "torch", "datasets", "numpy", "pillow"),
             "",
         ]
     )

@@ -11,13 +11,10 @@ dated file under benchmarks/results/.
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,14 +22,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
+from benchmarks.result_file import surroundings, write_result
 from benchmarks.sst2_texts import PAD_ID, sst2_buffer
 from trainer.data.texts.buffer import TokenBuffer, TokenSet
 from trainer.data.texts.length_sampler import LengthGroupedSampler
-from trainer.run import cpu_name, package_versions
 
 BATCH_SIZE, NUM_BATCHES, NUM_ROUNDS, PASSES_A_ROUND = 32, 300, 9, 8
 GOAL = 15.0
-RESULTS = Path(__file__).parent / "results"
 
 Batch = tuple[Tensor, Tensor, Tensor]
 Reader = Callable[[], Iterator[Batch]]
@@ -114,10 +110,7 @@ def main() -> int:
     }
     rates = measure(contest.token_buffer, others)
     text, met = report(rates, list(others), what, path)
-    print(text)
-    file = RESULTS / f"{datetime.date.today()}-token-batches.md"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_result("token-batches", text)
     return 0 if met else 1
 
 
@@ -132,8 +125,6 @@ def report(rates: dict[str, list[float]], others: list[str], what: str, path: st
         ours, theirs = statistics.median(both), statistics.median(rates[name])
         rows.append(f"| {name} | {ours:,.0f} | {theirs:,.0f} | {medians[-1]:.1f} | {min(ratios):.1f} |")
     met = min(medians) >= GOAL
-    wanted = ("torch", "datasets", "transformers")
-    versions = [f"{name} {v}" for name, v in package_versions().items() if name in wanted]
     lines = [
         f"# Batches of tokens, {datetime.date.today()}",
         "",
@@ -148,8 +139,7 @@ def report(rates: dict[str, list[float]], others: list[str], what: str, path: st
         "",
         f"Ours against ours: {same[1]:.2f} to {same[-2]:.2f} without the best and the worst round.",
         "",
-        f"- Hardware: {cpu_name()}, {os.cpu_count()} cores, no GPU; one thread",
-        f"- Versions: {', '.join([*versions, f'numpy {np.__version__}', f'python {platform.python_version()}'])}",
+        *surroundings("no GPU; one thread", "torch", "datasets", "transformers", "numpy"),
         "",
     ]
     return "\n".join(lines), met

@@ -100,6 +100,7 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
                 continue
 
     def work() -> None:
+        """Put items and how it ended."""
         try:
             if gpu is not None:
                 torch.cuda.set_device(gpu)  # a new thread is on GPU 0, where pinning memory would open a context

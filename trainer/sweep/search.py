@@ -32,6 +32,7 @@ def search(plan: SweepPlan, ledger: Ledger) -> bool:
     unfinished = [job for job in ledger.jobs if job.status not in ("finished", "failed")]
 
     def next_job() -> Job | None:
+        """One that was not finished, else a new trial's."""
         if unfinished:
             return unfinished.pop(0)
         if len(ledger.jobs) >= options.num_trials:

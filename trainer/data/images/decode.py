@@ -136,6 +136,7 @@ def decode_all(rows: datasets.Dataset, column: str, form: ImageForm, pixels: np.
     unusable: dict[int, str] = {}
 
     def decode_chunk(start: int) -> int:
+        """Rows from `start` on. Returns: how many."""
         encoded_rows = rows[start : start + CHUNK_ROWS][column]
         for row, encoded in enumerate(encoded_rows, start):
             try:
