@@ -5,7 +5,6 @@ Everything before this module is torch-free; everything after it is the same who
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from omegaconf import OmegaConf
 from trainer.compose import typed
 from trainer.config import Config
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError
-from trainer.faults.leave import run_and_leave
+from trainer.faults.leave import end_with_parent, run_and_leave
 from trainer.faults.signals import STOP_FILE, stop_before_training
 from trainer.launch.group import process_group
 from trainer.launch.world import World, plan_world
@@ -34,7 +33,7 @@ MISSING_KEY = object()
 def main() -> int:
     """A rank that elastic has started: `VERB RUN_DIR ...` where the parent has opened a run, `join WORDS...` where
     the ranks of several nodes are yet to agree on one. Returns: exit code."""
-    _die_with_parent()
+    end_with_parent(signal.SIGKILL)
     stop_before_training()
     verb, *arguments = sys.argv[1:]
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -160,13 +159,6 @@ def _set_up_logs(run_dir: Path, world: World) -> None:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end this rank when the process that started it is gone, however it went (Linux only)."""
-    pr_set_pdeathsig = 1
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from trainer.doctor.all_reduce import bus_bandwidth_gb_per_s
 from trainer.doctor.devices import gpu_findings, parsed_driver, torch_findings
 from trainer.doctor.operators import needed_builders
 from trainer.doctor.report import Finding
-from trainer.launch import World
+from trainer.launch.world import World
 
 TWO_GPUS = World("elastic", "cuda", 2, 2, 1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -17,11 +18,11 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.errors import EXIT_BUG, EXIT_DONE, UserError
-from trainer.faults.leave import run_and_leave
+from trainer.faults.leave import end_with_parent, run_and_leave
 from trainer.launch.agent import RankFailure, run_agent
 from trainer.launch.group import process_group
 from trainer.launch.world import World, joined_world
-from trainer.rank import _die_with_parent, load_config
+from trainer.rank import load_config
 
 # Less than the time limit of the whole check, so that a rank that waits in vain tells what for.
 GROUP_TIMEOUT_S = 15.0
@@ -61,7 +62,7 @@ def start(folder: str, accelerator: str, ranks: int) -> int:
 
 def be_rank(folder: Path, accelerator: Any) -> int:
     """One rank; the first prints what was measured as a line of JSON."""
-    _die_with_parent()
+    end_with_parent(signal.SIGKILL)
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     handler = get_error_handler()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, Problem
+from trainer.faults.leave import end_with_parent
 from trainer.launch.world import num_visible_gpus, plan_world
 from trainer.sweep.jobs import Job, Ledger, SweepPlan
 
@@ -90,7 +91,8 @@ def _start(plan: SweepPlan, ledger: Ledger, job: Job, devices: str | list[str]) 
             stderr=output and subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[ledger.lock.fileno()],
-            preexec_fn=_stop_with_parent,
+            # The job saves and ends when the sweep is gone.
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     finally:
         if output is not None:
@@ -124,10 +126,3 @@ def _stopping(running: list[_Running]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the sweep is gone, however it went: the job saves and ends (Linux only)."""
-    pr_set_pdeathsig = 1
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
