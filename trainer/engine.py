@@ -107,7 +107,10 @@ def prepare_networks(config: Config, module: TrainingModule) -> None:
     for network in module.networks().values():
         if config.performance.channels_last:
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if config.performance.compile:
+        if config.performance.compile and type(network).forward.__module__.startswith("torch.nn."):
+            # Module.compile() silently compiles nothing of torch's own containers: their files are among those skipped.
+            network.forward = torch.compile(network.forward)
+        elif config.performance.compile:
             network.compile()
 
 
