@@ -25,13 +25,15 @@ def build_wandb_logger(config: WandbConfig, mapping: dict[str, Any], run_dir: Pa
     Args: mapping: the configuration as written to config.yaml, secrets as references. wandb_id: from the record, so
         that a resumed run continues its curves.
     """
+    import wandb
     from pytorch_lightning.loggers import WandbLogger
 
     online = config.mode == "online" or (config.mode == "auto" and can_reach_wandb())
     (run_dir / "wandb").mkdir(exist_ok=True)
     # The table at the end says where the run is; wandb's own banner would break the progress bar.
     os.environ.setdefault("WANDB_SILENT", "true")
-    return WandbLogger(
+    # Started here, since Lightning always passes an argument that makes wandb warn on the terminal.
+    run = wandb.init(
         project=config.project,
         entity=config.entity,
         group=config.group,
@@ -40,13 +42,15 @@ def build_wandb_logger(config: WandbConfig, mapping: dict[str, Any], run_dir: Pa
         name=run_dir.name,
         id=wandb_id,
         resume="allow",
-        save_dir=str(run_dir),
-        # Said to wandb itself: Lightning's offline=True only sets an environment variable that wandb no longer reads.
+        dir=str(run_dir),
         mode="online" if online else "offline",
         config=mapping,
-        log_model=False,
-        settings={"console": "off", "silent": True},
+        settings=wandb.Settings(console="off", silent=True),
     )
+    # The one step axis, which Lightning defines for the runs that it starts itself.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(save_dir=str(run_dir), experiment=run, log_model=False)
 
 
 def can_reach_wandb() -> bool:
