@@ -12,10 +12,10 @@ test: $(VENV)/installed  ## the default suite, without a GPU
 	$(BIN)/python -m pytest -m "not gpu and not slow and not slurm"
 
 test-slow: $(VENV)/installed  ## tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu and not slurm"
+	$(BIN)/python -m pytest -m "slow and not gpu and not slurm" --junitxml=build/slow.xml
 
 test-slurm: $(VENV)/installed  ## tests on a real two-node SLURM cluster (Debian: slurmd slurmctld slurm-client munge)
-	$(BIN)/python -m pytest -m "slurm and not slow"
+	$(BIN)/python -m pytest -m "slurm and not slow" --junitxml=build/slurm.xml
 
 check: lint types test  ## what has to hold before a change lands
 
