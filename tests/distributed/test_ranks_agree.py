@@ -47,6 +47,7 @@ def test_curve_and_metrics_do_not_depend_on_the_ranks(command_line: CommandLine,
                     assert many[name] == pytest.approx(value, abs=1e-6), (ranks, name, one["step"])
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_bit_for_bit(command_line: CommandLine, tmp_path: Path) -> None:
     """Dropout on: each rank's own generator must go on where it stood."""
     words = [

@@ -144,6 +144,7 @@ def assert_told(told: list[Finding], faults: Sequence[tuple[str, str]]) -> None:
         assert [f for f in told if found in f.found and remedy in f.remedy], (found, told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_planted_faults_are_found(
     name: str, patient: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -242,6 +243,7 @@ MOUNTS: dict[str, tuple[list[str], list[str], list[tuple[str, str]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOUNTS)
 def test_file_systems(name: str, patient: Path) -> None:
     if subprocess.run([*NAMESPACE, "mount -t tmpfs tmpfs /mnt"], capture_output=True, check=False).returncode:
