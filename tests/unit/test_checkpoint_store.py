@@ -63,6 +63,24 @@ def test_pruning_keeps_the_newest_and_the_best(store: CheckpointStore) -> None:
     assert best.name == "step-00000002"
 
 
+def test_a_deletion_that_was_cut_short_is_finished(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, 1)
+    write(store, 2)
+
+    def cut_short(checkpoint: Path) -> None:
+        (checkpoint / "manifest.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", cut_short)
+        store.prune(keep=1)
+    assert [path.name for path in store.steps()] == ["step-00000002"]
+    write(store, 1)
+    write(store, 2)
+    store.prune(keep=1)
+    assert sorted(path.name for path in store.directory.iterdir()) == ["last", "step-00000002"]
+
+
 def test_a_kill_while_writing_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     code = f"""

@@ -79,6 +79,8 @@ class CheckpointStore:
     def _delete(self, checkpoint: Path) -> None:
         # Under a hidden name first: deletion goes file by file, and one that is cut short must not leave a "step-".
         hidden = checkpoint.with_name(f".{checkpoint.name}.deleted")
+        if hidden.exists():  # of one that was cut short, where the run has come to that step again
+            shutil.rmtree(hidden)
         checkpoint.rename(hidden)
         shutil.rmtree(hidden)
 
