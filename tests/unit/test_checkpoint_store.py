@@ -71,9 +71,10 @@ def test_a_deletion_that_was_cut_short_is_finished(store: CheckpointStore, monke
         (checkpoint / "manifest.json").unlink()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", cut_short)
-        store.prune(keep=1)
+        with pytest.raises(KeyboardInterrupt):
+            store.prune(keep=1)
     assert [path.name for path in store.steps()] == ["step-00000002"]
     write(store, 1)
     write(store, 2)
