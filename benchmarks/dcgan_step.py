@@ -31,9 +31,9 @@ import torch
 
 from benchmarks.dcgan_plain import PlainDCGAN
 from benchmarks.result_file import surroundings, write_result
-from trainer.engine import build, build_trainer
-from trainer.fit import Options, prepare
+from trainer.engine.build import build_data_and_module, build_trainer
 from trainer.observe.metrics import TrainingMetrics
+from trainer.verbs.prepare import Options, prepare
 
 BATCH_SIZE, IMAGE_SIZE, WIDTH = 32, 64, 64
 NUM_COMPARED, NUM_WARM_UP, NUM_TIMED = 20, 4, 40
@@ -60,7 +60,7 @@ def built(precision: str, num_steps: int) -> Any:
     """(configuration, world, data, module) of the trainer's run."""
     torch.set_num_threads(1)
     plan = prepare([*WORDS, f"trainer.precision={precision}", f"trainer.max_steps={num_steps}"], Options())
-    data, module = build(plan.config, plan.task, plan.world)
+    data, module = build_data_and_module(plan.config, plan.task, plan.world)
     return plan.config, plan.world, data, module
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 UNSHOWN = ("logger=", "run.", "hydra.")
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import torch
 
 from benchmarks.result_file import RESULTS
-from trainer.run import package_versions
+from trainer.run.provenance import package_versions
 
 SECTIONS = ("benchmarks.gpu_cnn", "benchmarks.gpu_bert", "benchmarks.gpu_dcgan")
 

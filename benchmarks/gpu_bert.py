@@ -27,7 +27,7 @@ from benchmarks.sst2_texts import PAD_ID, VOCAB_SIZE, sst2_buffer
 from trainer.data.texts.buffer import TokenSet
 from trainer.data.texts.length_sampler import LengthGroupedSampler
 from trainer.observe.flops import peak_flops_per_s
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 # Length of every text, texts of a step, goal as a share of the datasheet.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 NUM_TRAIN, NUM_TEST, NUM_EPOCHS = 50_000, 1_000, 4
 FP32, BF16 = "trainer.precision=32-true", "trainer.precision=bf16-mixed"

@@ -23,9 +23,9 @@ import torch
 from benchmarks.dcgan_plain import PlainDCGAN
 from tasks.dcgan.data import GanImages
 from trainer.data.images.batches import ImageSet
-from trainer.engine import build, build_trainer
-from trainer.fit import Options, prepare
+from trainer.engine.build import build_data_and_module, build_trainer
 from trainer.observe.metrics import TrainingMetrics
+from trainer.verbs.prepare import Options, prepare
 
 IMAGE_SIZE, WIDTH, NUM_IMAGES = 64, 64, 16_384
 BATCH_SIZES = (64, 128, 512)
@@ -76,7 +76,7 @@ def measure(batch_size: int, words: list[str], mode: str | None) -> tuple[float,
     """Returns: images/s of the trainer and of the ordinary loop, median ratio of neighbouring blocks, peak GiB."""
     steps = f"trainer.max_steps={BLOCK_STEPS * NUM_BLOCKS}"
     plan = prepare([*base_words(batch_size), steps, *words], Options())
-    data, module = build(plan.config, plan.task, plan.world)
+    data, module = build_data_and_module(plan.config, plan.task, plan.world)
     pixels = torch.randint(0, 256, (NUM_IMAGES, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device="cuda")
     images = ImageSet(pixels, np.zeros(NUM_IMAGES, dtype=np.int64), np.arange(NUM_IMAGES), seed=0)
     model: Any = plan.config.model

@@ -8,7 +8,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from trainer.run import cpu_name
+from trainer.run.provenance import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 

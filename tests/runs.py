@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -80,55 +81,20 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _fit(words: list[str]) -> int:
-    from trainer.fit import fit, print_config, take_options
+def _verb(module: str, function: str) -> Callable[[list[str]], int]:
+    """A verb by the name of its module, imported when it is called: `--help` and mistakes must not wait for others."""
 
-    options, overrides = take_options(words)
-    if options.print_config:
-        return print_config(overrides, options)
-    if options.multirun:
-        from trainer.sweep import sweep
+    def call(words: list[str]) -> int:
+        return getattr(importlib.import_module(f"trainer.verbs.{module}"), function)(words)
 
-        return sweep(overrides, options)
-    return fit(overrides, options)
-
-
-def _plan(words: list[str]) -> int:
-    from trainer.fit import take_options
-    from trainer.plan import plan
-
-    options, overrides = take_options(words)
-    return plan(overrides, options)
-
-
-def _doctor(words: list[str]) -> int:
-    from trainer.doctor import doctor
-    from trainer.fit import take_options
-
-    options, overrides = take_options([word for word in words if word != "--json"])
-    return doctor(overrides, options, to_json="--json" in words)
-
-
-def _convert(words: list[str]) -> int:
-    from trainer.convert import convert
-
-    return convert(words)
-
-
-def _on_run(verb: str) -> Callable[[list[str]], int]:
-    def act(words: list[str]) -> int:
-        from trainer.fit import on_run
-
-        return on_run(verb, words)
-
-    return act
+    return call
 
 
 VERBS: Mapping[str, Callable[[list[str]], int]] = {
-    "fit": _fit,
-    "plan": _plan,
-    "doctor": _doctor,
-    "eval": _on_run("eval"),
-    "predict": _on_run("predict"),
-    "convert": _convert,
+    "fit": _verb("fit", "fit"),
+    "plan": _verb("plan", "plan"),
+    "doctor": _verb("doctor", "doctor"),
+    "eval": _verb("evaluate", "evaluate"),
+    "predict": _verb("predict", "predict"),
+    "convert": _verb("convert", "convert"),
 }

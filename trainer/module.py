@@ -10,23 +10,37 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer.config import Config
+from trainer.collectives import all_reduce_sum
+from trainer.config.schema import Config
 from trainer.data.batch import B, MicroBatch, StepBatch
-from trainer.optimization import build_optimizer, build_scheduler
-
-if TYPE_CHECKING:
-    from trainer.strategies.networks import NetworkStrategy
+from trainer.optim.optimizers import build_optimizer, build_scheduler
 
 # Sums over this rank's valid samples of a step, by name, all scalars on the device. `x` is logged as the mean train/x
 # over the global batch; `num_x` is a count and is logged as the rate perf/x_per_s.
 StepSums = dict[str, Tensor]
+
+
+class NetworkStrategy:
+    """Mixed into every strategy: a module's networks are wrapped, exchanged and cleared one by one.
+
+    The defaults are those of a network that no other rank has a part of.
+    """
+
+    def accumulating(self, network: str, last: bool) -> AbstractContextManager[object]:
+        """Around one forward and backward; gradients of `network` go to the other ranks in a step's `last` only."""
+        return nullcontext()
+
+    def clear_gradients(self, optimizer: Optimizer) -> None:
+        """After a step."""
+        optimizer.zero_grad(set_to_none=True)
 
 
 class TrainingModule(pl.LightningModule):
@@ -41,11 +55,11 @@ class TrainingModule(pl.LightningModule):
         self.config = config
         self.automatic_optimization = False
         # What to call in training: the network itself, or what the strategy has wrapped around it.
-        self.replicas: dict[str, nn.Module] = {}
+        self.wrapped: dict[str, nn.Module] = {}
         # Norm of each network's global gradient at the last logged step, before clipping.
         self.grad_norms: dict[str, Tensor] = {}
         # Learning rate that each network's last step has used.
-        self.last_rates: dict[str, float] = {}
+        self.last_lrs: dict[str, float] = {}
         # Metrics of the last evaluation, with prefix; Lightning keeps them in single precision only.
         self.evaluated: dict[str, float] = {}
 
@@ -67,8 +81,8 @@ class TrainingModule(pl.LightningModule):
         """Metrics over all ranks since the last call, without prefix ("loss", "accuracy"); called on all ranks."""
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook: until a strategy wraps them, replicas are the networks."""
-        self.replicas = dict(self.networks())
+        """Lightning's hook: until a strategy wraps them, wrapped are the networks."""
+        self.wrapped = dict(self.networks())
 
     # ---- building blocks of a step
 
@@ -87,7 +101,7 @@ class TrainingModule(pl.LightningModule):
         names = list(self.networks())
         position = names.index(network)
         optimizer = self.trainer.strategy._lightning_optimizers[position]
-        self.last_rates[network] = optimizer.optimizer.param_groups[0]["lr"]
+        self.last_lrs[network] = optimizer.optimizer.param_groups[0]["lr"]
         if position == len(names) - 1:
             optimizer.step()
         else:
@@ -100,8 +114,8 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def _strategy(self) -> NetworkStrategy:
-        # Every strategy of trainer.strategies is one; the import would be circular.
-        return cast("NetworkStrategy", self.trainer.strategy)
+        # Lightning's type knows nothing of it; every strategy of trainer.strategies is one.
+        return cast(NetworkStrategy, self.trainer.strategy)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Lightning's hook, after gradients are unscaled: clip them, and keep their norm where it will be logged."""
@@ -199,16 +213,9 @@ class SupervisedModule(TrainingModule):
         """Forward and backward of each micro-batch, then one step."""
         totals: StepSums = {}
         for micro in self.accumulate(batch, "model"):
-            loss_sum, sums = self.loss(self.replicas["model"], micro)
+            loss_sum, sums = self.loss(self.wrapped["model"], micro)
             self.manual_backward(self.global_mean(loss_sum, batch))
             for name, value in {"loss": loss_sum.detach(), **sums}.items():
                 totals[name] = totals[name] + value if name in totals else value
         self.optimize("model")
         return totals
-
-
-def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum a tensor over all ranks in place; itself where there is one process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-    return values

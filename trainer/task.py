@@ -18,12 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import Config, DataConfig, ModelConfig, TaskConfig
+from trainer.config.schema import Config, DataConfig, ModelConfig, TaskConfig
 from trainer.errors import Problem, UserError, nearest
 
 if TYPE_CHECKING:
     from trainer.data.module import DataModule
-    from trainer.memory import ModelSizes
+    from trainer.estimate.memory import ModelSizes
     from trainer.module import TrainingModule
 
 HOME = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ class TaskSpec:
     data: "package.module:function" with `(Config) -> DataModule`, imported only by a rank.
     validate: problems that the types do not catch; must not import torch.
     conf: folder of Hydra groups that the task brings along, besides the ones in conf/.
-    whole_weights: the task reads weights outside of its networks' forward, so no strategy may divide them.
+    needs_full_parameters: the task reads weights outside of its networks' forward, so no strategy may divide them.
     sizes: "package.module:function" with `(Config) -> ModelSizes | None`, for `plan`; it may import torch, but neither
     Lightning nor transformers, which take seconds. None where sizes are not known before the data is read.
     predict: "package.module:function" behind the verb `predict`, called on each rank with weights loaded as
@@ -58,7 +58,7 @@ class TaskSpec:
     data: str
     validate: Callable[[Config], Sequence[Problem]] = field(default=no_problems)
     conf: Path | None = None
-    whole_weights: bool = False
+    needs_full_parameters: bool = False
     sizes: str | None = None
     predict: str | None = None
     predict_arguments: type[Any] | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tasks.bert.weights import encoder_problems, position_limit
-from trainer.config import Config, Count, DataConfig, Fraction, ModelConfig, Positive, TaskConfig, settings
+from trainer.config.schema import Config, Count, DataConfig, Fraction, ModelConfig, Positive, TaskConfig, settings
 from trainer.data.texts.config import NamedTextConfig, StoredTextConfig, TextDataConfig, TextFilesConfig, text_problems
 from trainer.errors import Problem, nearest
 from trainer.task import TaskSpec

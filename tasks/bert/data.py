@@ -13,7 +13,7 @@ from tasks.bert.config import BertModelConfig, BertTaskConfig, IntentsConfig
 from tasks.bert.intents import intent_splits
 from tasks.bert.labels import Labels, is_unlabelled
 from tasks.bert.tokenizers import build_tokenizer
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.module import DataModule
 from trainer.data.samplers import StepSampler
 from trainer.data.sources import Source, load_splits, split_fingerprint

@@ -16,12 +16,13 @@ from tasks.bert.data import TextData
 from tasks.bert.flops import EncoderFlops
 from tasks.bert.metrics import ClassMetrics, ScoreMetrics, TextMetrics, named, write_confusion
 from tasks.bert.models import announce, build_model, describe, encoder_layers, freeze
-from trainer.config import Config
+from trainer.collectives import all_reduce_sum
+from trainer.config.schema import Config
 from trainer.data.batch import StepBatch
 from trainer.data.module import DataModule
 from trainer.data.texts.buffer import TokenBatch
 from trainer.errors import UserError
-from trainer.module import StepSums, SupervisedModule, all_reduce_sum
+from trainer.module import StepSums, SupervisedModule
 from trainer.observe.images import log_image
 
 TOKENIZER_FOLDER, LABELS_FILE, SAMPLES_FOLDER = "tokenizer", "labels.json", "samples"

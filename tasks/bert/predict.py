@@ -15,13 +15,13 @@ from torch import Tensor
 from tasks.bert.config import PredictArguments
 from tasks.bert.data import TextData, check_columns
 from tasks.bert.module import BertModule
-from trainer.config import Config
+from trainer.collectives import all_reduce_sum
+from trainer.config.schema import Config
 from trainer.data.samplers import MicroIndices
 from trainer.data.sources import FORMATS, Source, load_splits, path_problems
 from trainer.data.texts.buffer import EncodedTexts, TokenBuffer, TokenSet
 from trainer.data.texts.tokenization import ROWS_PER_CHUNK, check_texts, encode_texts
 from trainer.errors import ConfigError, Problem, UserError
-from trainer.module import all_reduce_sum
 
 if TYPE_CHECKING:
     import datasets

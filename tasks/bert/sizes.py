@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from tasks.bert.config import BertModelConfig, BertTaskConfig, EncoderConfig, IntentsConfig, ScratchConfig
 from tasks.bert.grammar import PHRASINGS
 from tasks.bert.weights import local_folder
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.texts.config import TextDataConfig
-from trainer.memory import FLOAT32, ModelSizes
+from trainer.estimate.memory import FLOAT32, ModelSizes
 
 TOKEN_TYPES = 2
 

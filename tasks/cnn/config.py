@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainer.config import Config, ModelConfig, NonNegative, TaskConfig, settings
+from trainer.config.schema import Config, ModelConfig, NonNegative, TaskConfig, settings
 from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_problems
 from trainer.errors import Problem
 from trainer.task import TaskSpec

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
 from tasks.cnn.config import LARGEST_SMALL_IMAGE, ResNetConfig
-from trainer.config import ModelConfig
+from trainer.config.schema import ModelConfig
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 

@@ -16,7 +16,7 @@ from tasks.cnn.config import CNNConfig, size_problem
 from tasks.cnn.data import CNNData, MixupBatch
 from tasks.cnn.models import build_model, count_flops
 from tasks.cnn.report import ClassReport
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.images.batches import ImageBatch
 from trainer.errors import ConfigError
 from trainer.module import StepSums, SupervisedModule

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from tasks.cnn.models import build_model
-from trainer.activations import saved_bytes
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.sizes import known_sizes
-from trainer.memory import ModelSizes
+from trainer.estimate.activations import saved_bytes
+from trainer.estimate.memory import ModelSizes
 
 SAMPLES = 2  # BatchNorm takes no statistics of one
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.config import Config, Count, ModelConfig, TaskConfig, settings
+from trainer.config.schema import Config, Count, ModelConfig, TaskConfig, settings
 from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_problems
 from trainer.errors import Problem
 from trainer.task import TaskSpec
@@ -134,7 +134,7 @@ TASK = TaskSpec(
     sizes="tasks.dcgan.sizes:sizes",
     validate=validate,
     # The averaged generator follows the weights after each step, and samples are drawn from them between steps.
-    whole_weights=True,
+    needs_full_parameters=True,
     predict="tasks.dcgan.predict:generate",
     predict_arguments=GenerateArguments,
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tasks.dcgan.config import DCGANConfig, DCGANModel
 from tasks.dcgan.noise import Stream, normal
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.batch import MicroBatch
 from trainer.data.images.batches import ImageSet
 from trainer.data.images.module import ImageDataModule

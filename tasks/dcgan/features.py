@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tasks.dcgan.config import FEATURES_ADVICE, sha256_of
 from trainer.errors import UserError
+from trainer.run.files import MODEL_FILE
 
 POOLED_SIZE = 8
 
@@ -74,7 +75,7 @@ def _from_run(run_dir: Path, image_shape: tuple[int, int, int]) -> tuple[str, st
         reason = f"it was trained on {channels} channel(s), these images have {image_shape[0]}"
         raise UserError(f"task.features=run:{run_dir}: {reason}", f"data.channels={channels} converts them")
     resizing = "" if image_shape[1:] == (height, width) else f"resized to {height}x{width} (bilinear, antialias), "
-    sha256 = sha256_of(run_dir / "model.safetensors")
+    sha256 = sha256_of(run_dir / MODEL_FILE)
     return sha256, f"8 bits, {resizing}the run's own normalisation", classifier.features
 
 
@@ -114,13 +115,14 @@ def load_classifier(run_dir: Path) -> Classifier:
     """
     from safetensors.torch import load_model
 
-    from trainer.rank import load_config
+    from trainer.run.stored_config import read_stored_config
 
-    _, config, task = load_config(run_dir)
+    stored = read_stored_config(run_dir)
+    config, task = stored.config, stored.task
     data = task.build_data(config)
     data.load(torch.device("cpu"))
     module = task.build_module(config, data)
-    load_model(module, str(run_dir / "model.safetensors"))
+    load_model(module, str(run_dir / MODEL_FILE))
     module.eval().requires_grad_(False)
     transform, model = getattr(module, "transform", None), getattr(module, "model", None)
     if not isinstance(transform, nn.Module) or not isinstance(model, nn.Module) or not hasattr(model, "head"):

@@ -20,11 +20,10 @@ from tasks.dcgan.losses import discriminator_loss, generator_loss
 from tasks.dcgan.networks import Discriminator, Generator
 from tasks.dcgan.samples import CollapseWarning, SampleGrids
 from tasks.dcgan.scores import FeatureTable, frechet_distance, kernel_distance
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.batch import StepBatch
 from trainer.data.images.batches import ImageTransform
 from trainer.errors import UserError
-from trainer.host_memory import keep_freed_memory
 from trainer.module import StepSums, TrainingModule
 from trainer.strategies.batchnorm import convert_sync_batchnorm
 
@@ -55,8 +54,6 @@ class DCGANModule(TrainingModule):
 
     def setup(self, stage: str) -> None:
         """See TrainingModule."""
-        if self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
         if self.config.trainer.sync_batchnorm and self.trainer.world_size > 1:
             for network in self.networks().values():
                 convert_sync_batchnorm(network, self.trainer.strategy.root_device)
@@ -93,7 +90,7 @@ class DCGANModule(TrainingModule):
             rows = slice(micro.num_valid)
             real = self.transform(micro.images[number, rows], micro.draws[number, rows])
             fake = self._generate(micro.noise[number, rows], keep)
-            on_real, on_fake = self.replicas["discriminator"](real, fake.detach())
+            on_real, on_fake = self.wrapped["discriminator"](real, fake.detach())
             loss = discriminator_loss(on_real, on_fake, self.task.loss, self.task.label_smoothing)
             self.manual_backward(self.global_mean(loss, batch))
             _add(sums, loss_d=loss, d_real=_probabilities(on_real), d_fake_before=_probabilities(on_fake))
@@ -117,7 +114,7 @@ class DCGANModule(TrainingModule):
 
     def _generate(self, noise: Tensor, with_graph: bool) -> Tensor:
         with torch.set_grad_enabled(with_graph):
-            return self.replicas["generator"](noise)
+            return self.wrapped["generator"](noise)
 
     # ---- the averaged generator
 

@@ -14,7 +14,7 @@ from tasks.dcgan.data import DCGANData
 from tasks.dcgan.module import DCGANModule
 from tasks.dcgan.noise import Stream, normal, walk
 from tasks.dcgan.samples import save_grid
-from trainer.config import Config
+from trainer.config.schema import Config
 
 MAX_GRID = 100
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.module import all_reduce_sum
+from trainer.collectives import all_reduce_sum
 
 
 class FeatureTable:

@@ -6,11 +6,11 @@ import torch
 
 from tasks.dcgan.config import DCGANModel
 from tasks.dcgan.networks import Discriminator, Generator
-from trainer.activations import saved_bytes
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.sizes import known_sizes
-from trainer.memory import ModelSizes
+from trainer.estimate.activations import saved_bytes
+from trainer.estimate.memory import ModelSizes
 
 SAMPLES = 2  # BatchNorm takes no statistics of one
 

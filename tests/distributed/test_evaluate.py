@@ -7,7 +7,7 @@ import pytest
 from conftest import SPIRALS_WORDS, CommandLine
 
 from trainer.cli import main
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 
 def test_eval_repeats_the_best_validation_on_one_rank_and_two(command_line: CommandLine, in_directory: Path) -> None:
@@ -38,8 +38,8 @@ def test_eval_repeats_the_best_validation_on_one_rank_and_two(command_line: Comm
 def test_what_is_wrong_with_a_run_is_told(
     words: list[str], told: str, in_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from trainer.fit import Options, prepare
-    from trainer.run import open_run
+    from trainer.run.directory import open_run
+    from trainer.verbs.prepare import Options, prepare
 
     plan = prepare([*SPIRALS_WORDS, "run.name=unfinished", "run.root=runs"], Options())
     run = open_run(plan.config, plan.mapping)

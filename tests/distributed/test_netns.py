@@ -16,7 +16,7 @@ from conftest import SPIRALS_WORDS
 from watching import wait_until
 
 from trainer.checkpoint.store import read_manifest
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import torch
 from conftest import SPIRALS_WORDS, CommandLine
 from safetensors.torch import load_file
 
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 # 61 validation points in batches of 20: the last one has a single point, so some ranks have none.
 WORDS = [

@@ -9,8 +9,8 @@ from conftest import CommandLine
 from torch.nn.functional import cross_entropy
 
 from trainer.data.images.module import ImageDataModule
-from trainer.fit import Options, prepare
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
+from trainer.verbs.prepare import Options, prepare
 
 NUM_STEPS = 100
 SEED = 3

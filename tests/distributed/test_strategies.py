@@ -14,9 +14,8 @@ import torch
 from conftest import SPIRALS_WORDS
 from safetensors.torch import load_file
 
-from trainer.checkpoint.state import STATE_FILE
 from trainer.cli import main
-from trainer.run import write_json
+from trainer.run.files import STATE_FILE, write_json
 
 # The fixtures train dozens of models, which on two busy cores takes minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CommandLine
 
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tasks.cnn.data import CNNData, MixupBatch, MixupSet
 from tasks.cnn.module import CNNModule, build_module
-from trainer.compose import compose_mapping, typed
+from trainer.config.compose import compose_mapping, typed
 from trainer.data.images.batches import ImageBatch, ImageSet
 from trainer.data.samplers import Share, split_step
 from trainer.errors import ConfigError

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tasks.cnn.config import PlainConfig, ResNetConfig, smallest_image
 from tasks.cnn.models import build_model, count_flops
-from trainer.config import ModelConfig
+from trainer.config.schema import ModelConfig
 
 
 def model_config(name: str, stem: str = "auto") -> ModelConfig:

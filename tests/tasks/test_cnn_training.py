@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from trainer.cli import main
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 NUM_STEPS, BATCH_SIZE, SEED = 100, 32, 3
 WORDS = [

@@ -13,9 +13,9 @@ import torch
 from conftest import CommandLine
 from safetensors.torch import load_file
 
-from trainer.checkpoint.state import STATE_FILE
 from trainer.cli import main
 from trainer.faults.stop import StopOnSignal
+from trainer.run.files import STATE_FILE
 
 SMALL = [
     "task=dcgan",

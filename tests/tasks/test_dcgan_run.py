@@ -19,7 +19,7 @@ from tasks.dcgan.features import build_features, load_classifier
 from tasks.dcgan.module import DCGANModule
 from tasks.dcgan.samples import CollapseWarning, over_time, save_grid
 from trainer.cli import main
-from trainer.rank import load_config
+from trainer.run.stored_config import read_stored_config
 
 FAST = ["logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
 DCGAN = ["task=dcgan", *FAST, "model.width=8", "model.latent_size=16", "trainer.max_epochs=1"]
@@ -48,7 +48,8 @@ def run_dir(folder: Path) -> Path:
 
 def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, DCGANModule]:
     monkeypatch.chdir(folder)
-    _, config, task = load_config(run_dir(folder))
+    stored = read_stored_config(run_dir(folder))
+    config, task = stored.config, stored.task
     data = task.build_data(config)
     data.load(torch.device("cpu"))
     module = task.build_module(config, data)

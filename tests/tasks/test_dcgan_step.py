@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from tasks.dcgan.data import DCGANData
 from tasks.dcgan.module import DCGANModule, frozen
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.samplers import Share, ShuffledSampler, split_step
-from trainer.engine import build, build_trainer
-from trainer.fit import Options, prepare
+from trainer.engine.build import build_data_and_module, build_trainer
+from trainer.verbs.prepare import Options, prepare
 
 NUM_STEPS = 5
 WORDS = [
@@ -44,7 +44,7 @@ SGD = [
 
 def built(*words: str) -> tuple[Config, DCGANData, DCGANModule, Any]:
     plan = prepare([*WORDS, *words], Options())
-    data, module = build(plan.config, plan.task, plan.world)
+    data, module = build_data_and_module(plan.config, plan.task, plan.world)
     assert isinstance(data, DCGANData)
     assert isinstance(module, DCGANModule)
     return plan.config, data, module, plan.world

@@ -57,7 +57,7 @@ def test_pruning_keeps_the_newest_and_the_best(store: CheckpointStore) -> None:
         if step == 2:
             store.mark_best(checkpoint)
     store.prune(keep=2)
-    assert [path.name for path in store.steps()] == ["step-00000002", "step-00000004", "step-00000005"]
+    assert [path.name for path in store.checkpoints()] == ["step-00000002", "step-00000004", "step-00000005"]
     best = store.best()
     assert best is not None
     assert best.name == "step-00000002"
@@ -75,7 +75,7 @@ def test_a_deletion_that_was_cut_short_is_finished(store: CheckpointStore, monke
         patch.setattr("shutil.rmtree", cut_short)
         with pytest.raises(KeyboardInterrupt):
             store.prune(keep=1)
-    assert [path.name for path in store.steps()] == ["step-00000002"]
+    assert [path.name for path in store.checkpoints()] == ["step-00000002"]
     write(store, 1)
     write(store, 2)
     store.prune(keep=1)
@@ -102,4 +102,4 @@ for step in range(1, 100_000):
             time.sleep(pause_s)  # where in a write the kill falls is the point, not a wait for something
             os.kill(writer.pid, signal.SIGKILL)
         store = CheckpointStore(tmp_path)
-        assert all(find_damage(checkpoint) is None for checkpoint in store.steps())
+        assert all(find_damage(checkpoint) is None for checkpoint in store.checkpoints())

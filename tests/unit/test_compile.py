@@ -9,8 +9,8 @@ import torch
 from conftest import SPIRALS_WORDS
 from torch import Tensor, nn
 
-from trainer.engine import prepare_networks
-from trainer.fit import Options, prepare
+from trainer.engine.build import prepare_networks
+from trainer.verbs.prepare import Options, prepare
 
 
 class Wrapped(nn.Module):

@@ -11,9 +11,9 @@ from conftest import SPIRALS_WORDS
 from safetensors.torch import load_file, load_model
 from torch import nn
 
-from trainer.checkpoint.state import STATE_FILE
+from trainer.checkpoint.weights import write_weights
 from trainer.cli import main
-from trainer.convert import write_weights
+from trainer.run.files import STATE_FILE
 
 WORDS = [*SPIRALS_WORDS, "run.name=run", "trainer.max_epochs=2", "trainer.enable_progress_bar=false"]
 

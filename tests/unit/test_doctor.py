@@ -18,16 +18,16 @@ from conftest import SPIRALS_WORDS, CommandLine
 from slurm_cluster import Cluster, cluster
 from watching import wait_until
 
-import trainer.doctor
 from trainer.cli import main
-from trainer.compose import compose_mapping, typed
-from trainer.config import Config
-from trainer.doctor import examine
-from trainer.doctor.child import run_child
-from trainer.doctor.report import Check, Finding
-from trainer.doctor.storage import needed_bytes
-from trainer.faults.signals import STOP_FILE
-from trainer.launch.world import World
+from trainer.config.compose import compose_mapping, typed
+from trainer.config.schema import Config
+from trainer.faults.signals import STOP_FILE_VARIABLE
+from trainer.verbs import doctor
+from trainer.verbs.doctor import examine
+from trainer.verbs.doctor.child import run_child
+from trainer.verbs.doctor.report import Check, Finding
+from trainer.verbs.doctor.storage import needed_bytes
+from trainer.world import World
 
 __all__ = ["cluster"]
 
@@ -106,7 +106,7 @@ CASES: dict[str, Case] = {
     "another job than was asked for": Case(
         ["launch=slurm", "launch.nodes=2"],
         [("the ranks are on 1 node(s) of the job", "launch.nodes")],
-        {**IN_A_JOB, STOP_FILE: "stopped", "SLURM_STEP_NUM_NODES": "1"},
+        {**IN_A_JOB, STOP_FILE_VARIABLE: "stopped", "SLURM_STEP_NUM_NODES": "1"},
     ),
     "ranks that cannot meet": Case(
         ["trainer.devices=2"], [("nosuch0", "unset GLOO_SOCKET_IFNAME")], {"GLOO_SOCKET_IFNAME": "nosuch0"}
@@ -267,25 +267,25 @@ def test_data_that_is_there_but_empty(patient: Path) -> None:
     words = ("task=cnn", "data=image_folder", "data.path=photographs")
     folder = patient / "photographs"
     folder.mkdir()
-    assert_told(look(trainer.doctor.check_data, *words), [("the directory is empty", "data.path=PATH")])
+    assert_told(look(doctor.check_data, *words), [("the directory is empty", "data.path=PATH")])
     (folder / "a.png").touch()
-    assert_told(look(trainer.doctor.check_data, *words), [("a.png is empty", "copy it again")])
+    assert_told(look(doctor.check_data, *words), [("a.png is empty", "copy it again")])
     (folder / "a.png").write_bytes(b"an image")
-    assert [f.status for f in look(trainer.doctor.check_data, *words)] == ["ok"]
+    assert [f.status for f in look(doctor.check_data, *words)] == ["ok"]
 
 
 def test_data_on_a_hub_without_a_route(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", NOBODY)
     words = ("task=cnn", "data=cifar10")
-    assert_told(look(trainer.doctor.check_data, *words), [("uoft-cs/cifar10 is not in", "data.path=DIRECTORY")])
+    assert_told(look(doctor.check_data, *words), [("uoft-cs/cifar10 is not in", "data.path=DIRECTORY")])
     (patient / "hub" / "datasets" / "uoft-cs___cifar10").mkdir(parents=True)
-    assert [f.found for f in look(trainer.doctor.check_data, *words)] == ["uoft-cs/cifar10 is in the local cache"]
+    assert [f.found for f in look(doctor.check_data, *words)] == ["uoft-cs/cifar10 is in the local cache"]
 
 
 def test_an_operator_of_deepspeed_without_a_compiler(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in {**NO_PROGRAMS, "DS_PIN_MEMORY_BACKEND": "native"}.items():
         monkeypatch.setenv(variable, value)
-    found = look(trainer.doctor.check_deepspeed, "strategy=deepspeed_stage_2_offload")
+    found = look(doctor.check_deepspeed, "strategy=deepspeed_stage_2_offload")
     assert_told(found, [("PinMemoryBuilder has to be built, and there is no C++ compiler", "apt-get install g++")])
     assert [f.status for f in found] == ["failure"]
 
@@ -294,9 +294,9 @@ def test_an_endpoint_that_is_taken(patient: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
         words = ("trainer.num_nodes=2", f"launch.endpoint={endpoint}")
-        found = look(trainer.doctor.check_network, *words)
+        found = look(doctor.check_network, *words)
     assert_told(found, [(f"{endpoint} cannot be listened at", "a free port")])
-    assert "failure" not in [f.status for f in look(trainer.doctor.check_network, *words)]
+    assert "failure" not in [f.status for f in look(doctor.check_network, *words)]
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is None, reason="SLURM's commands are not here")
@@ -304,7 +304,7 @@ def test_a_cluster_that_does_not_answer(patient: Path, monkeypatch: pytest.Monke
     settings = "ClusterName=none\nSlurmctldHost=localhost\nSlurmctldPort=1\nAuthType=auth/none\nMessageTimeout=1\n"
     (patient / "slurm.conf").write_text(settings)
     monkeypatch.setenv("SLURM_CONF", str(patient / "slurm.conf"))
-    assert_told(look(trainer.doctor.check_slurm, "launch=slurm"), [("sbatch refuses 1 node(s)", "launch.partition")])
+    assert_told(look(doctor.check_slurm, "launch=slurm"), [("sbatch refuses 1 node(s)", "launch.partition")])
 
 
 @pytest.mark.slurm
@@ -374,18 +374,18 @@ def test_a_child_ends_at_its_time_limit_with_what_it_has_started(tmp_path: Path)
     script = f"setsid sleep 60 & echo $! > {tmp_path}/started; echo waiting >&2; wait"
     child = run_child(["bash", "-c", script], 1.0)
     assert child.code is None
-    assert child.last_words == "no answer within its time limit: waiting"
+    assert child.error_line == "no answer within its time limit: waiting"
     wait_until(lambda: not lives(int((tmp_path / "started").read_text())), 10)
 
 
 def test_ranks_that_never_answer_end_with_the_check(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.doctor.all_reduce.TIME_LIMIT_S", 6.0)
+    monkeypatch.setattr("trainer.verbs.doctor.all_reduce.TIME_LIMIT_S", 6.0)
     (patient / "site").mkdir()
     note = f"open('{patient}/rank-' + str(os.getpid()), 'w')"
     asleep = f"import os, time\nif 'RANK' in os.environ:\n    {note}\n    time.sleep(60)\n"
     (patient / "site" / "sitecustomize.py").write_text(asleep)
     two_ranks = replace(ONE_RANK, launcher="elastic", world_size=2, local_world_size=2)
-    told = examine([trainer.doctor.check_all_reduce], config("trainer.devices=2"), two_ranks, time.monotonic() + 20)
+    told = examine([doctor.check_all_reduce], config("trainer.devices=2"), two_ranks, time.monotonic() + 20)
     assert_told(told, [("2 rank(s) of this node: no answer within its time limit", "127.0.0.1")])
     started = [int(file.name.partition("-")[2]) for file in patient.glob("rank-*")]
     assert len(started) == 2

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from trainer.doctor.all_reduce import bus_bandwidth_gb_per_s
-from trainer.doctor.devices import gpu_findings, parsed_driver, torch_findings
-from trainer.doctor.operators import needed_builders
-from trainer.doctor.report import Finding
-from trainer.launch.world import World
+from trainer.verbs.doctor.all_reduce import bus_bandwidth_gb_per_s
+from trainer.verbs.doctor.devices import gpu_findings, parsed_driver, torch_findings
+from trainer.verbs.doctor.operators import needed_builders
+from trainer.verbs.doctor.report import Finding
+from trainer.world import World
 
 TWO_GPUS = World("elastic", "cuda", 2, 2, 1)
 

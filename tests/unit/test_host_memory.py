@@ -11,7 +11,7 @@ import pytest
 # In a process of its own: the setting stays, and other tests' allocations would blur the count.
 COUNT_FAULTS = """
 import resource, torch
-from trainer.host_memory import keep_freed_memory
+from trainer.engine.host_memory import keep_freed_memory
 assert not {kept} or keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

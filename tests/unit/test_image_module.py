@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.images.batches import ImageSet
 from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_problems
 from trainer.data.images.module import ImageDataModule, hold_out

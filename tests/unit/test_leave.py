@@ -8,7 +8,7 @@ import pytest
 
 LATE_SIGNAL = """
 import os, signal
-from trainer.faults.leave import run_and_leave
+from trainer.faults.exit import run_and_exit
 
 class Late:
     def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR1):
@@ -20,6 +20,6 @@ signal.signal(signal.SIGUSR1, lambda number, frame: None)
 """
 
 
-@pytest.mark.parametrize(("end", "code"), [("run_and_leave(lambda: 0)", 0), ("raise SystemExit(0)", -signal.SIGUSR1)])
+@pytest.mark.parametrize(("end", "code"), [("run_and_exit(lambda: 0)", 0), ("raise SystemExit(0)", -signal.SIGUSR1)])
 def test_a_signal_while_python_unloads(end: str, code: int) -> None:
     assert subprocess.run([sys.executable, "-c", LATE_SIGNAL + end], check=False).returncode == code

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config import DecayConfig, MuonConfig, SchedulerConfig
-from trainer.optimization import MuonWithAdamW, build_scheduler
+from trainer.config.groups import DecayConfig, MuonConfig
+from trainer.config.schema import SchedulerConfig
+from trainer.optim.optimizers import MuonWithAdamW, build_scheduler
 
 
 def rates(config: SchedulerConfig, total_steps: int, peak: float = 0.5) -> list[float]:

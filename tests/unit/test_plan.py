@@ -13,16 +13,17 @@ from conftest import SPIRALS_WORDS, CommandLine
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from trainer.activations import saved_bytes
 from trainer.cli import main
-from trainer.config import AdamConfig, Config, SchedulerConfig, SGDConfig
-from trainer.fit import Options, prepare
-from trainer.launch.world import planned_world
-from trainer.memory import ModelSizes, estimate
-from trainer.plan import batch_arithmetic
-from trainer.schedule import rate_factor
-from trainer.strategies.config import FSDP2Config, ZeroConfig
+from trainer.config.groups import AdamConfig, SGDConfig
+from trainer.config.schema import Config, SchedulerConfig
+from trainer.config.strategies import FSDP2Config, ZeroConfig
+from trainer.estimate.activations import saved_bytes
+from trainer.estimate.memory import ModelSizes, estimate
+from trainer.launch.discover import planned_world
+from trainer.optim.lr_schedule import lr_factor
 from trainer.task import TaskSpec
+from trainer.verbs.plan import batch_arithmetic
+from trainer.verbs.prepare import Options, prepare
 
 MANY = ["trainer.devices=8", "trainer.num_nodes=8", "batch.global_size=1024", "logger=none"]
 
@@ -79,7 +80,7 @@ def test_parameters_and_steps_are_those_of_the_run(task: str, command_line: Comm
     assert sizes is not None
     plan = prepare(words, Options(), planned_world)
     code = (
-        "import json, sys, torch\nfrom trainer.fit import prepare, Options\n"
+        "import json, sys, torch\nfrom trainer.verbs.prepare import prepare, Options\n"
         f"plan = prepare({words!r}, Options())\n"
         "data = plan.task.build_data(plan.config)\ndata.load(torch.device('cpu'))\n"
         "module = plan.task.build_module(plan.config, data)\n"
@@ -154,7 +155,7 @@ def test_the_drawn_schedule_is_torchs() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     scheduler = OneCycleLR(optimizer, 0.5, total_steps=47, pct_start=0.3, cycle_momentum=False)
     for step in range(47):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * rate_factor(config, step, 47), rel=1e-9)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * lr_factor(config, step, 47), rel=1e-9)
         optimizer.step()
         if step < 46:
             scheduler.step()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from trainer.cli import main
 from trainer.faults.stop import StopOnSignal
-from trainer.observe.jsonl import read_metrics
+from trainer.run.metrics_file import read_metrics
 
 # 500 points in steps of 32: 16 steps an epoch, evaluated every 5 steps, so stops fall on every kind of boundary.
 WORDS = [

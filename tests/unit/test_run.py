@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from conftest import SPIRALS_WORDS
 
+from trainer.config.identity import identity_hash
 from trainer.errors import UserError
-from trainer.fit import Options, Plan, prepare
-from trainer.run import Run, identity_hash, open_run
+from trainer.run.directory import Run, open_run
+from trainer.verbs.prepare import Options, PreparedRun, prepare
 
 
-def planned(*words: str) -> Plan:
+def planned(*words: str) -> PreparedRun:
     return prepare([*SPIRALS_WORDS, *words], Options())
 
 
@@ -89,8 +90,8 @@ raise SystemExit(main({SPIRALS_WORDS!r}))
 def test_the_lock_goes_with_its_holder(in_directory: Path) -> None:
     code = f"""
 import os, signal
-from trainer.fit import Options, prepare
-from trainer.run import open_run
+from trainer.verbs.prepare import Options, prepare
+from trainer.run.directory import open_run
 plan = prepare({SPIRALS_WORDS!r}, Options())
 run = open_run(plan.config, plan.mapping)
 run.record.begin_attempt("single", 1)

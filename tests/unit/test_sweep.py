@@ -13,9 +13,9 @@ from conftest import SPIRALS_WORDS
 from watching import WATCHED_WORDS, wait_until, written_lines
 
 from trainer.cli import main
-from trainer.compose import parse_overrides
-from trainer.sweep.jobs import Job, expand
-from trainer.sweep.table import by_value
+from trainer.config.compose import parse_overrides
+from trainer.verbs.sweep.jobs import Job, expand
+from trainer.verbs.sweep.table import by_value
 
 SHORT = [*WATCHED_WORDS, "trainer.max_epochs=null", "trainer.max_steps=20", "trainer.val_check_interval=10"]
 

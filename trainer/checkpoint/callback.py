@@ -7,11 +7,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from trainer.checkpoint.state import STATE_FILE
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.faults.stop import StopOnSignal, StopRequested
 from trainer.module import TrainingModule
+from trainer.run.files import STATE_FILE
 
 
 class Checkpointing(pl.Callback):
@@ -51,7 +51,7 @@ class Checkpointing(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The final state."""
-        if trainer.global_step not in [int(path.name.removeprefix("step-")) for path in self.store.steps()]:
+        if trainer.global_step not in [int(path.name.removeprefix("step-")) for path in self.store.checkpoints()]:
             self.save(trainer, _checked(pl_module))
 
     def save(self, trainer: pl.Trainer, module: TrainingModule, mark_best: bool = False) -> None:

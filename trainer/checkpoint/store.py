@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.run import write_json
+from trainer.run.files import CHECKPOINTS_DIR, MANIFEST_FILE, fsync_path, write_json
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class CheckpointStore:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self.directory = run_dir / "checkpoints"
+        self.directory = run_dir / CHECKPOINTS_DIR
 
     def stage(self, step: int) -> Path:
         """Where the files of a checkpoint are to be written before `commit`."""
@@ -34,24 +34,24 @@ class CheckpointStore:
         """Make a staged checkpoint count. Returns: its directory."""
         staged, final = self.stage(step), self.directory / f"step-{step:08d}"
         files = {str(p.relative_to(staged)): _digest(p) for p in sorted(staged.rglob("*")) if p.is_file()}
-        write_json(staged / "manifest.json", {"step": step, **facts, "files": files})
+        write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": files})
         for folder in (staged, *(p for p in staged.rglob("*") if p.is_dir())):
-            _flush_directory(folder)
+            fsync_path(folder)
         if final.exists():
             self._delete(final)
         staged.rename(final)
-        _flush_directory(self.directory)
+        fsync_path(self.directory)
         self._link("last", final)
         return final
 
-    def steps(self) -> list[Path]:
+    def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(self.directory.glob("step-*"))
 
     def newest_valid(self) -> Path | None:
         """The newest checkpoint whose files are as its manifest says; damaged ones are named in the log and passed
         over."""
-        for checkpoint in reversed(self.steps()):
+        for checkpoint in reversed(self.checkpoints()):
             damage = find_damage(checkpoint)
             if damage is None:
                 return checkpoint
@@ -70,7 +70,7 @@ class CheckpointStore:
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` checkpoints and the best one, and what an interrupted write has left."""
         best = self.best()
-        for checkpoint in self.steps()[:-keep]:
+        for checkpoint in self.checkpoints()[:-keep]:
             if checkpoint.resolve() != best:
                 self._delete(checkpoint)
         for leftover in self.directory.glob(".step-*"):
@@ -93,7 +93,7 @@ class CheckpointStore:
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """manifest.json of a checkpoint."""
-    return json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    return json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -117,11 +117,3 @@ def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
-
-
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.errors import UserError
+from trainer.run.files import fsync_path
 
 
 def cache_root() -> Path:
@@ -55,16 +56,8 @@ def _build_locked(folder: Path, build: Callable[[Path], None], is_whole: Callabl
         try:
             build(half)
             for path in (*half.rglob("*"), half):
-                _sync(path)
+                fsync_path(path)
             half.rename(folder)
-            _sync(folder.parent)
+            fsync_path(folder.parent)
         finally:
             shutil.rmtree(half, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

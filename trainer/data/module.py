@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.batch import Gatherable, MicroBatch
 from trainer.data.loaders import EvaluationLoader, StepLoader
 from trainer.data.samplers import Share, ShuffledSampler, StepSampler

@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop, until training takes them over. Torch-free."""
+"""The signals that request a stop, before training handles them at a step boundary."""
 
 from __future__ import annotations
 
@@ -13,26 +13,39 @@ from trainer.errors import EXIT_STOPPED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# Names a file that a stopped rank makes instead of exiting with 75, which launchers between it and whoever has to know
-# take for a failure: torchrun would start it again, and srun would kill its peers.
-STOP_FILE = "TRAINER_STOP_FILE"
-_asked_to_stop = threading.Event()
+# Names a file that a stopped rank creates instead of exiting with 75: a launcher between the rank and the job script
+# would take that code for a failure. torchrun would restart the rank, and srun would kill its peers.
+STOP_FILE_VARIABLE = "TRAINER_STOP_FILE"
+_stop_requested = threading.Event()
 
 
 def stop_before_training() -> None:
-    """Until training takes the signal over: SIGUSR1, which SLURM sends ahead of a time limit, ends the process as
-    stopped, not as killed."""
+    """Until training handles signals: SIGUSR1, which SLURM sends ahead of a time limit, ends the process as stopped,
+    not as killed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        _asked_to_stop.set()
-        if STOP_FILE in os.environ:
-            Path(os.environ[STOP_FILE]).touch()
+        _stop_requested.set()
+        create_stop_file()
         # Not 0: peers may be waiting for this rank where no handler of theirs can run, and srun has to end them.
         sys.exit(EXIT_STOPPED)
 
     signal.signal(signal.SIGUSR1, stop)
 
 
-def asked_to_stop() -> bool:
-    """Whether a stop has come before training, so that what fails now may have failed for that."""
-    return _asked_to_stop.is_set()
+def stop_requested() -> bool:
+    """Whether a stop was requested before training, so that a failure now may be its consequence."""
+    return _stop_requested.is_set()
+
+
+def create_stop_file() -> bool:
+    """Report the stop through the stop file. Returns: whether the launcher has named one."""
+    if STOP_FILE_VARIABLE not in os.environ:
+        return False
+    Path(os.environ[STOP_FILE_VARIABLE]).touch()
+    return True
+
+
+def remove_stop_file() -> None:
+    """Remove the stop file, where the launcher has named one."""
+    if STOP_FILE_VARIABLE in os.environ:
+        Path(os.environ[STOP_FILE_VARIABLE]).unlink(missing_ok=True)

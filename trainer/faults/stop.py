@@ -12,8 +12,8 @@ from types import FrameType
 import pytorch_lightning as pl
 import torch
 
+from trainer.collectives import all_reduce_sum
 from trainer.faults.signals import STOP_SIGNALS
-from trainer.module import TrainingModule, all_reduce_sum
 
 
 class StopRequested(Exception):
@@ -44,7 +44,7 @@ class StopOnSignal(pl.Callback):
         self.training = True
         self.install()
 
-    def agreed(self, trainer: pl.Trainer, pl_module: TrainingModule) -> bool:
+    def agreed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether to stop after the step just done; the same answer on all ranks.
 
         One process looks at every step. Several ranks compare only every so often, since comparing waits for the GPU.

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import Config, LaunchConfig
+from trainer.config.identity import identity_hash
+from trainer.config.schema import Config, LaunchConfig
 from trainer.errors import EXIT_USER, UserError
-from trainer.faults.signals import STOP_FILE, STOP_SIGNALS
-from trainer.launch.torchrun import NODES_BACKEND, create_handler
-from trainer.launch.world import World, node_range, rendezvous_endpoint
-from trainer.run import identity_hash
+from trainer.faults.signals import STOP_FILE_VARIABLE, STOP_SIGNALS
+from trainer.launch.discover import node_range, rendezvous_endpoint
+from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND, NODES_BACKEND
+from trainer.world import World
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -33,8 +34,6 @@ def start_ranks(world: World, launch: LaunchConfig, arguments: Sequence[str], ru
 
     Raises: UserError: what a rank told the user. RankFailure: a rank failed; the first cause, told last.
     """
-    from trainer.launch.rendezvous import LOOPBACK, LOOPBACK_BACKEND
-
     run_agent(
         ["-m", "trainer.rank", *arguments],
         run_dir,
@@ -59,7 +58,7 @@ def start_nodes(world: World, config: Config, words: Sequence[str]) -> bool:
     assert endpoint is not None, "plan_world has checked it"
     with tempfile.TemporaryDirectory() as directory:
         # A job script may have named the file already, and looks at it itself.
-        stop_file = Path(os.environ.setdefault(STOP_FILE, str(Path(directory) / "stopped")))
+        stop_file = Path(os.environ.setdefault(STOP_FILE_VARIABLE, str(Path(directory) / "stopped")))
         run_agent(
             ["-m", "trainer.rank", "join", *words],
             None,
@@ -90,10 +89,10 @@ def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> N
     from torch.distributed.elastic.rendezvous import RendezvousError, rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from trainer.launch.rendezvous import LOOPBACK_BACKEND, create_loopback_rendezvous
+    from trainer.launch.rendezvous import create_loopback_rendezvous, create_nodes_rendezvous
 
     rendezvous_handler_registry.register(LOOPBACK_BACKEND, create_loopback_rendezvous)
-    rendezvous_handler_registry.register(NODES_BACKEND, create_handler)
+    rendezvous_handler_registry.register(NODES_BACKEND, create_nodes_rendezvous)
     config = LaunchConfig(
         shutdown_timeout=SHUTDOWN_TIMEOUT_S, signals_to_handle="SIGHUP", logs_specs=DefaultLogsSpecs(), **options
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from trainer.config import LaunchConfig
+from trainer.config.schema import LaunchConfig
 from trainer.launch.network import interface_address, interface_of, resolve, source_address
-from trainer.launch.world import World
+from trainer.world import World
 
 
 def loopback_interface() -> str:

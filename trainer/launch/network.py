@@ -7,10 +7,14 @@ from contextlib import suppress
 
 from trainer.errors import UserError, nearest
 
+LOOPBACK = "127.0.0.1"
+# Names of our rendezvous in the registry of torch.distributed.elastic: of one host, and of several nodes.
+LOOPBACK_BACKEND = "loopback"
+NODES_BACKEND = "trainer"
 # Where Debian's /etc/hosts lets a host's own name lead; no other host reaches it.
 OWN_NAME = "127.0.1.1"
-# An address that is nobody's (RFC 5737): the default route leads to it.
-ELSEWHERE = "192.0.2.1"
+# In TEST-NET-1 (RFC 5737), which no host has: packets to it take the default route.
+TEST_NET_ADDRESS = "192.0.2.1"
 
 
 def interfaces() -> dict[str, list[str]]:
@@ -62,7 +66,7 @@ def resolve(host: str) -> str | None:
     address = sorted((str(entry[4][0]) for entry in found), key=lambda address: ":" in address)[0]
     if address == OWN_NAME and host != OWN_NAME:
         with suppress(UserError):
-            return source_address(ELSEWHERE)
+            return source_address(TEST_NET_ADDRESS)
     return address
 
 

@@ -18,24 +18,31 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
 from trainer.errors import UserError
-from trainer.launch.network import interface_address, interface_of, listen, parse_endpoint, resolve, source_address
-from trainer.launch.torchrun import NODES_BACKEND
-from trainer.launch.world import World
+from trainer.launch.network import (
+    LOOPBACK,
+    LOOPBACK_BACKEND,
+    NODES_BACKEND,
+    interface_address,
+    interface_of,
+    listen,
+    parse_endpoint,
+    resolve,
+    source_address,
+)
+from trainer.world import World
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
-LOOPBACK_BACKEND = "loopback"
 STORE_TIMEOUT_S = 60
 # A node counts as lost after three missed heartbeats.
 HEARTBEAT_S = 2
 MISSED_HEARTBEATS = 3
 # How long the fewest possible nodes are waited for.
-JOIN_S = 600
+JOIN_TIMEOUT_S = 600
 # How long nodes that come after the fewest possible are waited for.
-LAST_CALL_S = 10
+LAST_CALL_TIMEOUT_S = 10
 # The rendezvous is told that this node leaves; a lost store cannot be told.
-FAREWELL_S = 1
+LEAVE_TIMEOUT_S = 1
 
 
 def host_store(address: str, port: int, timeout_s: float = STORE_TIMEOUT_S, world_size: int | None = None) -> TCPStore:
@@ -112,7 +119,7 @@ class NodesRendezvous(DynamicRendezvousHandler):
         """Leave, as far as the store can still be told."""
         leaving = threading.Thread(target=super().shutdown, daemon=True)
         leaving.start()
-        leaving.join(FAREWELL_S)
+        leaving.join(LEAVE_TIMEOUT_S)
         return not leaving.is_alive()
 
 
@@ -129,8 +136,8 @@ def create_nodes_rendezvous(parameters: RendezvousParameters) -> NodesRendezvous
     own = interface_address(interface) if interface else source_address(address)
     store = _meet(address, endpoint[1], interface)
     timeout = RendezvousTimeout(
-        join=timedelta(seconds=float(parameters.get("join_timeout", JOIN_S))),
-        last_call=timedelta(seconds=float(parameters.get("last_call_timeout", LAST_CALL_S))),
+        join=timedelta(seconds=float(parameters.get("join_timeout", JOIN_TIMEOUT_S))),
+        last_call=timedelta(seconds=float(parameters.get("last_call_timeout", LAST_CALL_TIMEOUT_S))),
     )
     return NodesRendezvous.from_backend(
         parameters.run_id,

@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 
-from trainer.config import SlurmLaunchConfig
+from trainer.config.groups import SlurmLaunchConfig
 from trainer.errors import Problem, UserError
 from trainer.launch.network import resolve
 

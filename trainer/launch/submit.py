@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.config import Config, SlurmLaunchConfig
+from trainer.config.groups import SlurmLaunchConfig
+from trainer.config.identity import run_name
+from trainer.config.schema import Config
 from trainer.errors import EXIT_DONE, UserError
-from trainer.launch.world import submitted_world
-from trainer.run import identity_hash, write_text
-from trainer.task import HOME
+from trainer.faults.signals import STOP_FILE_VARIABLE
+from trainer.launch.discover import submitted_world
+from trainer.run.files import write_text
 
-TEMPLATE = HOME / "launch" / "slurm.sbatch"
+TEMPLATE = Path(__file__).with_name("slurm.sbatch")
 JOB_MARK = "# --- the job\n"
+
+
+def submits(config: Config) -> bool:
+    """Whether the command becomes a batch job: SLURM is asked for, and this is not the job itself."""
+    return isinstance(config.launch, SlurmLaunchConfig) and STOP_FILE_VARIABLE not in os.environ
 
 
 def submit(config: Config, words: Sequence[str]) -> int:
     """Submit one run. Args: words: its line, without the verb. Returns: exit code."""
     launch = config.launch
     assert isinstance(launch, SlurmLaunchConfig)
-    name = config.run.name or f"{config.model.name}-{config.data.name}-{identity_hash(config)}"
+    name = run_name(config)
     log = Path(launch.log_dir).resolve() / "%x-%j.log"
     text = job_script(config, name, log, [f"words=({shlex.join(words)})"])
     if launch.dry_run:
@@ -38,7 +46,7 @@ def submit(config: Config, words: Sequence[str]) -> int:
 
 
 def job_script(config: Config, name: str, log: Path, assignments: Sequence[str], options: Sequence[str] = ()) -> str:
-    """The text of a job script: our settings, then the body of launch/slurm.sbatch.
+    """The text of a job script: our settings, then the body of slurm.sbatch.
 
     Args: assignments: shell lines that set `words`. options: further ones of sbatch.
     """

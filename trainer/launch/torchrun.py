@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
-NODES_BACKEND = "trainer"
-
 
 def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:
     """The rendezvous of one agent."""

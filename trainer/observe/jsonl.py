@@ -11,10 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from trainer.observe.lines import METRICS_FILE, read_metrics
-from trainer.run import write_text
-
-__all__ = ["JsonlLogger", "drop_lines_after", "read_metrics"]
+from trainer.run.files import METRICS_FILE
 
 
 class JsonlLogger(Logger):
@@ -43,11 +40,3 @@ class JsonlLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
-
-
-def drop_lines_after(run_dir: Path, step: int) -> None:
-    """Forget what a killed attempt logged beyond the checkpoint that the run resumes from."""
-    path = run_dir / METRICS_FILE
-    if path.exists():
-        kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -12,9 +12,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from trainer.collectives import all_reduce_sum
 from trainer.data.batch import StepBatch
 from trainer.data.module import DataModule
-from trainer.module import StepSums, TrainingModule, all_reduce_sum
+from trainer.module import StepSums, TrainingModule
 from trainer.observe.flops import peak_flops_per_s
 
 RATE_PREFIX = "num_"
@@ -90,7 +91,7 @@ class TrainingMetrics(pl.Callback):
         metrics = {"epoch": float(trainer.current_epoch)}
         for name in names:
             suffix = "" if len(names) == 1 else f"_{name}"
-            metrics[f"optim/lr{suffix}"] = module.last_rates[name]
+            metrics[f"optim/lr{suffix}"] = module.last_lrs[name]
             if name in module.grad_norms:
                 metrics[f"optim/grad_norm{suffix}"] = float(module.grad_norms[name])
         return metrics

@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.config import Config
-from trainer.launch.world import World
-from trainer.observe.jsonl import read_metrics
-
-CURVES_FILE = "curves.png"
+from trainer.config.schema import Config
+from trainer.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE
+from trainer.run.metrics_file import read_metrics
+from trainer.world import World
 
 
 def print_start(
@@ -49,7 +48,7 @@ def print_summary(
     console.print(table)
     plot_curves(lines, run_dir / CURVES_FILE)
     console.print(f"{training_s:.1f} s of training; seed {config.seed}")
-    files = {"curves": CURVES_FILE, "metrics": "metrics.jsonl", "model": "model.safetensors"}
+    files = {"curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
     shown = {**{name: str(run_dir / file) for name, file in files.items()}, **places}
     for name, place in shown.items():
         console.print(f"  {name:<9}{escape(place)}", highlight=False, soft_wrap=True)

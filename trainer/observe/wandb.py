@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from trainer.config import WandbLogger as WandbConfig
+from trainer.config.groups import WandbLoggerConfig
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 ROUTE_TIMEOUT_S = 3.0
 
 
-def build_wandb_logger(config: WandbConfig, mapping: dict[str, Any], run_dir: Path, wandb_id: str) -> WandbLogger:
+def build_wandb_logger(config: WandbLoggerConfig, mapping: dict[str, Any], run_dir: Path, wandb_id: str) -> WandbLogger:
     """Lightning's logger, online or offline as decided here: wandb itself raises after 90 s without a server.
 
     Args: mapping: the configuration as written to config.yaml, secrets as references. wandb_id: from the record, so

@@ -5,13 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 
 import torch
-from pytorch_lightning.strategies import Strategy
+from pytorch_lightning.strategies import SingleDeviceStrategy, Strategy
 
-from trainer.config import Config
-from trainer.launch.world import World
-from trainer.strategies.config import DDPConfig, DeepSpeedFileConfig, FSDP2Config, ZeroConfig
+from trainer.config.schema import Config
+from trainer.config.strategies import DDPConfig, DeepSpeedFileConfig, FSDP2Config, ZeroConfig
+from trainer.module import NetworkStrategy
 from trainer.strategies.ddp import NetworkDDPStrategy
-from trainer.strategies.networks import SingleStrategy
+from trainer.world import World
+
+
+class SingleStrategy(NetworkStrategy, SingleDeviceStrategy):
+    """One process on one device."""
 
 
 def build_strategy(config: Config, world: World, device: torch.device) -> Strategy:
@@ -22,8 +26,8 @@ def build_strategy(config: Config, world: World, device: torch.device) -> Strate
 
         return FSDP2Strategy(options, timeout)
     if isinstance(options, (ZeroConfig, DeepSpeedFileConfig)):
+        from trainer.config.deepspeed import engine_config
         from trainer.strategies.deepspeed import DeepSpeedStrategy
-        from trainer.strategies.deepspeed_config import engine_config
 
         return DeepSpeedStrategy(engine_config(config, world.world_size), timeout)
     if world.world_size == 1:

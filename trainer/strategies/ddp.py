@@ -11,9 +11,8 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.module import TrainingModule
-from trainer.strategies.config import DDPConfig
-from trainer.strategies.networks import NetworkStrategy
+from trainer.config.strategies import DDPConfig
+from trainer.module import NetworkStrategy, TrainingModule
 
 
 class ParallelNetworkStrategy(NetworkStrategy, DDPStrategy):
@@ -48,11 +47,11 @@ class NetworkDDPStrategy(ParallelNetworkStrategy):
         module = self.training_module
         for name, network in module.networks().items():
             if any(parameter.requires_grad for parameter in network.parameters()):
-                module.replicas[name] = self._wrap(network)
+                module.wrapped[name] = self._wrap(network)
 
     def accumulating(self, network: str, last: bool) -> AbstractContextManager[object]:
         """See NetworkStrategy."""
-        replica = self.training_module.replicas[network]
+        replica = self.training_module.wrapped[network]
         return nullcontext() if last or not isinstance(replica, DistributedDataParallel) else replica.no_sync()
 
     def _wrap(self, network: nn.Module) -> DistributedDataParallel:

@@ -64,7 +64,7 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
             make_contiguous(network)
             self.groups[name] = [list(group["params"]) for group in optimizer.param_groups]
             engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=self.engine_config)
-            self.engines[name] = module.replicas[name] = engine
+            self.engines[name] = module.wrapped[name] = engine
 
     def teardown(self) -> None:
         """Lightning's hook; weights stay where the engines have them, and the test after training uses them."""
@@ -114,7 +114,7 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
         whole: dict[int, Any] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             if id(parameter) not in whole:
-                whole[id(parameter)] = self._kept(whole_weight(parameter))
+                whole[id(parameter)] = self._kept(full_parameter(parameter))
             state[name] = whole[id(parameter)]
         return state
 
@@ -139,7 +139,7 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
 
         return {
             key: self._kept(safe_get_full_optimizer_state(parameter, key))
-            if is_divided(key, value)
+            if is_sharded(key, value)
             else deepcopy(value)
             for key, value in flat.items()
         }
@@ -170,10 +170,10 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
             if saved["state"]:
                 self._make_room(name, optimizer, saved["state"][0])
             for number, parameter in enumerate(parameters):
-                set_part(parameter, checkpoint["state_dict"][names[id(parameter)]], None)
+                set_shard(parameter, checkpoint["state_dict"][names[id(parameter)]], None)
                 for key, value in saved["state"].get(number, {}).items():
-                    if is_divided(key, value):
-                        set_part(parameter, value, key)
+                    if is_sharded(key, value):
+                        set_shard(parameter, value, key)
 
     def _make_room(self, name: str, optimizer: Optimizer, entries: Mapping[str, Any]) -> None:
         """The optimizer's state before its first step: zeros for what is divided, the rest as it was."""
@@ -181,7 +181,7 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
         flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
         for flat in flats:
             optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if is_divided(key, value) else deepcopy(value)
+                key: torch.zeros_like(flat) if is_sharded(key, value) else deepcopy(value)
                 for key, value in entries.items()
             }
         self._link_state(name, optimizer)
@@ -215,12 +215,12 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def is_divided(key: str, value: Any) -> bool:
+def is_sharded(key: str, value: Any) -> bool:
     """Whether an entry of an optimizer's state has an element for each one of a weight."""
     return key != "step" and isinstance(value, Tensor)
 
 
-def whole_weight(parameter: nn.Parameter) -> Tensor:
+def full_parameter(parameter: nn.Parameter) -> Tensor:
     """A weight from its parts; the one in full precision where it is trained in bf16. Every rank has to ask."""
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
@@ -232,7 +232,7 @@ def whole_weight(parameter: nn.Parameter) -> Tensor:
         return parameter.detach().clone()
 
 
-def set_part(parameter: Any, value: Tensor, key: str | None) -> None:
+def set_shard(parameter: Any, value: Tensor, key: str | None) -> None:
     """Set this rank's part of the optimizer's tensor `key` for a weight, or of the weight in full precision."""
     from deepspeed import utils
 

@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
+from trainer.config.strategies import FSDP2Config
 from trainer.errors import UserError
-from trainer.strategies.config import FSDP2Config
 from trainer.strategies.ddp import ParallelNetworkStrategy, make_contiguous
 
 CONTAINERS = (nn.ModuleList, nn.Sequential)
@@ -79,7 +79,7 @@ class FSDP2Strategy(ParallelNetworkStrategy):
 
     def accumulating(self, network: str, last: bool) -> AbstractContextManager[object]:
         """See NetworkStrategy."""
-        replica = self.training_module.replicas[network]
+        replica = self.training_module.wrapped[network]
         assert isinstance(replica, FSDPModule)
         replica.set_requires_gradient_sync(last)
         return nullcontext()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from trainer.compose import compose_mapping, typed
-from trainer.config import Config
+from trainer.config.compose import compose_mapping, typed
+from trainer.config.schema import Config
 
 MOODS = {"bad": ["dull", "poor", "sad"], "fair": ["plain", "usual"], "good": ["bright", "fine", "glad", "warm"]}
 FILLERS = ["the", "film", "was", "a", "day", "and", "we", "saw", "it", "in", "town", "with", "them", "all"]

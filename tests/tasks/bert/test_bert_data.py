@@ -14,7 +14,7 @@ from tasks.bert.intents import intent_rows
 from tasks.bert.labels import Labels
 from tasks.bert.tokenizers import learn_vocabulary
 from trainer.cli import main
-from trainer.compose import compose_mapping, typed
+from trainer.config.compose import compose_mapping, typed
 from trainer.errors import ConfigError, UserError
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "../shared/data"

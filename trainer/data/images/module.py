@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.images.batches import ImageSet, ImageTransform
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.splits import ImageSplit, ImageSplits, read_splits

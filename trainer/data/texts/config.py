@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from trainer.config import Count, DataConfig, settings
+from trainer.config.schema import Count, DataConfig, settings
 from trainer.data.sources import path_problems
 from trainer.errors import Problem
 

@@ -1,0 +1,64 @@
+"""State and weights in files: torch's format for exact state, safetensors for weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins import TorchCheckpointIO
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.errors import UserError
+
+
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Writes straight into the staging directory and reads tensors only.
+
+    Lightning's own stages in $TMPDIR and moves, which across devices is a copy that a kill can cut short; the store
+    around this one is atomic already.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write one file; an error is raised, not logged."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
+        """Read one file without running code from it."""
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """A checkpoint's content in host memory, its tensors read when they are used.
+
+    Raises: UserError: it cannot be read without running code from it, or holds no weights.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except OSError as error:
+        raise UserError(f"checkpoint={file}: {error.strerror or error}") from error
+    except (UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        raise UserError(f"checkpoint={file}: no checkpoint, or one that would run code when it is read") from error
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise UserError(f"checkpoint={file}: holds no state_dict")
+    return state
+
+
+def write_weights(weights: Mapping[str, Tensor], target: Path) -> None:
+    """Write weights as safetensors; of tied ones the first name stays, as safetensors' own save_model does it."""
+    distinct: dict[str, Tensor] = {}
+    places: set[tuple[int, torch.Size]] = set()
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and place in places:
+            continue
+        places.add(place)
+        distinct[name] = tensor.contiguous()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.with_name(f".{target.name}")
+    save_file(distinct, staged, metadata={"format": "pt"})
+    staged.replace(target)

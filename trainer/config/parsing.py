@@ -1,0 +1,112 @@
+"""A composed mapping -> `Config`, or every problem in it at once. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from trainer.config.groups import SHARED_GROUPS
+from trainer.config.schema import Config, Named
+from trainer.errors import ConfigError, Problem, nearest
+from trainer.task import TaskSpec
+
+T = TypeVar("T")
+
+
+def parse_config(mapping: Mapping[str, Any], task: TaskSpec) -> Config:
+    """Give each node its class, chosen by the node's `name`, and check every value's type and bounds.
+
+    Args: mapping: plain containers, interpolations resolved. task: whose task, model and data schemas apply.
+    Raises: ConfigError: with all problems, in the order of the schema.
+    """
+    groups: dict[str, Mapping[str, type[Named]]] = {
+        "task": {task.name: task.config},
+        "model": task.models,
+        "data": task.datas,
+        **SHARED_GROUPS,
+    }
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, adapter in _plain_nodes().items():
+        if name in groups:
+            continue
+        if name not in mapping:
+            problems.append(Problem(name, None, "is missing"))
+            continue
+        _collect(adapter, mapping[name], name, values, problems)
+    for key in mapping.keys() - _plain_nodes().keys():
+        problems.append(Problem(key, mapping[key], f"no such key; {nearest(key, list(_plain_nodes()))}"))
+    for group, members in groups.items():
+        node = mapping.get(group)
+        chosen = node.get("name") if isinstance(node, Mapping) else None
+        if not isinstance(chosen, str) or chosen not in members:
+            owner = f" of task={task.name}" if group in ("model", "data") else ""
+            advice = f"no such {group}{owner}; {nearest(str(chosen), list(members))}"
+            problems.append(Problem(group, chosen, advice))
+            continue
+        _collect(TypeAdapter(members[chosen]), node, group, values, problems)
+    if problems:
+        raise ConfigError(problems)
+    return Config(**values)
+
+
+def _plain_nodes() -> dict[str, TypeAdapter[Any]]:
+    hints = Config.__pydantic_fields__  # pyright: ignore[reportAttributeAccessIssue]
+    return {name: TypeAdapter(info.rebuild_annotation()) for name, info in hints.items()}
+
+
+def _collect(adapter: TypeAdapter[Any], node: Any, path: str, values: dict[str, Any], problems: list[Problem]) -> None:
+    try:
+        # Strict JSON mode takes an object for a dataclass and a list for a list, and still no "3" for 3.
+        values[path] = adapter.validate_json(json.dumps(node))
+    except ValidationError as error:
+        problems.extend(_problems(error, path, node))
+
+
+def _problems(error: ValidationError, path: str, node: Any) -> list[Problem]:
+    """One problem a key: a union reports each of its arms, and the user reads them as one sentence."""
+    advice: dict[str, list[str]] = {}
+    inputs: dict[str, Any] = {}
+    for detail in error.errors(include_url=False):
+        inner = _key_parts(detail, node)
+        key = ".".join([path, *inner])
+        inputs.setdefault(key, detail["input"])
+        sentence = _sentence(detail, node, inner)
+        if sentence not in advice.setdefault(key, []):
+            advice[key].append(sentence)
+    return [
+        Problem(key, None if "is missing" in sentences else inputs[key], " or ".join(sentences))
+        for key, sentences in advice.items()
+    ]
+
+
+def _key_parts(detail: ErrorDetails, root: Any) -> list[str]:
+    """The location as far as it names keys of the node; what follows names arms of a union."""
+    parts: list[str] = []
+    node: Any = root
+    for part in detail["loc"]:
+        known = (isinstance(node, Mapping) and part in node) or (isinstance(node, list) and isinstance(part, int))
+        if not known and not (detail["type"] == "missing" and part == detail["loc"][-1]):
+            break
+        parts.append(str(part))
+        node = node[part] if known else None  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return parts
+
+
+def _sentence(detail: ErrorDetails, node: Any, inner: list[str]) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "missing":
+        return "is missing"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        siblings = [key for key in node if key != inner[-1]] if isinstance(node, Mapping) else []
+        return f"no such key; {nearest(inner[-1], siblings)}"
+    if kind == "literal_error":
+        choices = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
+        return nearest(str(detail["input"]), choices)
+    if kind == "list_type":
+        return f"must be a list, as in {'.'.join(inner)}=[a,b]"
+    return detail["msg"].removeprefix("Input ")

@@ -1,0 +1,250 @@
+"""The schema: type, unit and meaning of every configuration value.
+
+Values live in conf/, so no field has a default. `groups.py` has the members of each Hydra group; a task adds the schema
+of its `task`, `model` and `data` nodes in `tasks/<name>/config.py`; `parsing.py` builds these classes from a mapping.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Generic, Literal, dataclass_transform
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from typing_extensions import TypeVar
+
+T = TypeVar("T")
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+# Lightning reads an int as a number of batches and a float as a share of them.
+BatchLimit = Annotated[int, Field(ge=0)] | Fraction
+
+STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """Make a class a frozen, strictly typed node of the configuration: unknown keys and wrong types are refused."""
+    return pydantic_dataclass(cls, config=STRICT, kw_only=True, frozen=True)  # pyright: ignore[reportReturnType]
+
+
+@settings
+class Named:
+    """A node whose fields depend on which member of a Hydra group was chosen."""
+
+    # Fields that say where or how something is done, not what: two runs that differ only in these are the same run.
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset()
+
+    name: str
+    """The member of the group."""
+
+
+@settings
+class TaskConfig(Named):
+    """What a task asks beside model and data; each task extends it."""
+
+
+@settings
+class ModelConfig(Named):
+    """A model and its size; each task extends it."""
+
+
+@settings
+class DataConfig(Named):
+    """A data set; each task extends it."""
+
+
+@settings
+class TrainerConfig:
+    """Lightning's own arguments under Lightning's own names. One batch is one step here, so cadences count steps."""
+
+    accelerator: Literal["auto", "cpu", "cuda"]
+    """Where tensors live; auto takes the GPUs that are visible, else the CPU."""
+    devices: Count | Literal["auto"]
+    """Ranks on this node; auto is every visible GPU, or one process on the CPU."""
+    num_nodes: Count
+    """Nodes of the job, each with `devices` ranks."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
+    """Numeric type of weights and arithmetic."""
+    max_epochs: Count | None
+    """Passes over the training set; null when max_steps decides."""
+    max_steps: Annotated[int, Field(ge=-1)]
+    """Optimizer steps; -1 when max_epochs decides."""
+    gradient_clip_val: Positive | None
+    """Largest norm of the global gradient, per optimizer; null never clips."""
+    log_every_n_steps: Count
+    """Steps between two lines of training metrics."""
+    val_check_interval: Count | Annotated[float, Field(gt=0.0, le=1.0)]
+    """Steps (int) or share of an epoch (float) between evaluations."""
+    check_val_every_n_epoch: Count | None
+    """Epochs between evaluations; null counts val_check_interval across epochs."""
+    limit_train_batches: BatchLimit
+    """Steps (int) or share (float) of an epoch that is trained on."""
+    limit_val_batches: BatchLimit
+    """Batches (int) or share (float) of the validation set that is evaluated."""
+    limit_test_batches: BatchLimit
+    """Batches (int) or share (float) of the test set that is evaluated."""
+    num_sanity_val_steps: Annotated[int, Field(ge=0)]
+    """Validation batches tried before training starts."""
+    sync_batchnorm: bool
+    """Batch statistics over the global batch instead of each rank's share."""
+    deterministic: bool
+    """Only deterministic kernels; an operation without one is an error."""
+    benchmark: bool
+    """Let cuDNN time its kernels and keep the fastest."""
+    detect_anomaly: bool
+    """Name the operation that made a NaN; slow."""
+    enable_progress_bar: bool
+    """A bar on rank 0's terminal."""
+
+
+@settings
+class BatchConfig:
+    """The global batch is the experiment; how it is spread over ranks is a detail."""
+
+    global_size: Count
+    """Samples of one optimizer step over all ranks."""
+    micro_size: Count | None
+    """Samples of one forward and backward on one rank; null takes the rank's whole share."""
+    eval_size: Count
+    """Samples of one evaluation batch on one rank."""
+
+
+@settings
+class PerformanceConfig:
+    """How the same numbers are computed faster."""
+
+    compile: bool
+    """Compile each network with torch.compile."""
+    channels_last: bool
+    """Image tensors and convolution weights in NHWC memory order."""
+    float32_matmul_precision: Literal["highest", "high", "medium"]
+    """TF32 or bf16 inside float32 matrix products on GPUs that have them."""
+    data_on_device: bool
+    """Keep the data set in GPU memory when it takes less than half of what is free."""
+    prefetch_batches: Annotated[int, Field(ge=0)]
+    """Batches prepared ahead by a background thread."""
+
+
+@settings
+class MonitorConfig:
+    """The metric that says which checkpoint is best and when training no longer helps."""
+
+    metric: str
+    """Name of a validation metric."""
+    mode: Literal["min", "max"]
+    """Whether smaller or larger is better."""
+    patience: Count | None
+    """Evaluations without improvement after which training stops; null never."""
+    min_delta: NonNegative
+    """Smallest change that counts as improvement."""
+
+
+@settings
+class CheckpointConfig:
+    """When the exact state of a run is written."""
+
+    every_n_steps: Count | None
+    """Steps between checkpoints; null only at evaluations."""
+    at_evaluation: bool
+    """Also after each evaluation."""
+    keep: Count
+    """Newest checkpoints that stay; the best one stays besides."""
+
+
+@settings
+class RunConfig:
+    """Where a run's directory stands. A new run goes to <root>/<task>/<name>."""
+
+    root: str
+    """Directory that holds all runs."""
+    name: str | None
+    """Name of the run; null derives <model>-<data>-<hash8>."""
+    fresh: bool
+    """Start over beside an unfinished run instead of resuming it."""
+
+
+@settings
+class LaunchConfig(Named):
+    """How ranks start, find and lose each other."""
+
+    timeout_s: Positive
+    """Longest wait in a collective before the run ends, seconds."""
+    max_restarts: Annotated[int, Field(ge=0)]
+    """How often the ranks are started again, from the newest checkpoint, after one of them has failed."""
+    min_nodes: Count | None
+    """Fewest nodes that go on training when some are lost; null is trainer.num_nodes."""
+    max_nodes: Count | None
+    """Most nodes that may join; null is trainer.num_nodes."""
+    endpoint: str | None
+    """HOST:PORT of one of several nodes, where they find each other; null takes SLURM's first node."""
+    interface: str | None
+    """Network interface between several nodes, such as ib0; null takes the one that leads to the endpoint."""
+
+
+@settings
+class SweepConfig(Named):
+    """How -m goes through its jobs; every combination of comma-separated values is one."""
+
+    parallel: Count
+    """Jobs at a time."""
+
+
+@settings
+class LoggerConfig(Named):
+    """Where curves go beside metrics.jsonl."""
+
+
+@settings
+class OptimizerConfig(Named):
+    """How gradients become updates."""
+
+    lr: Positive
+    """Peak learning rate."""
+    weight_decay: NonNegative
+    """Decoupled (AdamW, Muon) or L2 (SGD, Adam) decay of matrices; biases and norms have none."""
+
+
+@settings
+class SchedulerConfig(Named):
+    """The learning rate over the run, as a factor of the optimizer's."""
+
+    warmup_fraction: Fraction
+    """Share of all steps in which the rate rises linearly from zero."""
+
+
+@settings
+class StrategyConfig(Named):
+    """How the model is spread over ranks; the members are in `trainer.config.strategies`."""
+
+
+TaskT = TypeVar("TaskT", bound=TaskConfig, default=TaskConfig)
+ModelT = TypeVar("ModelT", bound=ModelConfig, default=ModelConfig)
+DataT = TypeVar("DataT", bound=DataConfig, default=DataConfig)
+
+
+@settings
+class Config(Generic[TaskT, ModelT, DataT]):
+    """A whole run. A task names its own classes: Config[CNNConfig, ResNetConfig, ImageDataConfig]."""
+
+    task: TaskT
+    model: ModelT
+    data: DataT
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    strategy: StrategyConfig
+    logger: LoggerConfig
+    trainer: TrainerConfig
+    batch: BatchConfig
+    performance: PerformanceConfig
+    monitor: MonitorConfig
+    checkpoint: CheckpointConfig
+    run: RunConfig
+    launch: LaunchConfig
+    sweep: SweepConfig
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Everything random in a run follows from it."""
+    plugins: list[str]
+    """Folders outside the repository that each hold a task."""

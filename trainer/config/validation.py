@@ -1,0 +1,128 @@
+"""What the types cannot say: values that contradict each other, the machine or the launcher. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.config.deepspeed import file_problems, shards_parameters
+from trainer.config.groups import AdamConfig, SGDConfig, WandbLoggerConfig
+from trainer.config.schema import Config
+from trainer.config.strategies import DDPConfig, DeepSpeedFileConfig, shards_state
+from trainer.errors import ConfigError, Problem
+from trainer.observe.wandb import has_wandb_key
+from trainer.task import TaskSpec
+from trainer.world import World
+
+
+def validate(config: Config, task: TaskSpec, world: World) -> None:
+    """Check a typed configuration against itself, the task and the planned world.
+
+    Raises: ConfigError: with every problem found.
+    """
+    checks = (_length, _batch, _precision, _optimizer, _monitor, _run, _logger)
+    problems = [problem for check in checks for problem in check(config, world)]
+    problems += _strategy(config, world, task)
+    problems += task.validate(config)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _length(config: Config, world: World) -> Iterator[Problem]:
+    trainer = config.trainer
+    if trainer.max_epochs is None and trainer.max_steps == -1:
+        yield Problem("trainer.max_epochs", None, "training has no end; set it or trainer.max_steps")
+    if trainer.check_val_every_n_epoch is None and isinstance(trainer.val_check_interval, float):
+        advice = "must be a number of steps when trainer.check_val_every_n_epoch=null"
+        yield Problem("trainer.val_check_interval", trainer.val_check_interval, advice)
+    if config.scheduler.name == "one_cycle" and not 0 < config.scheduler.warmup_fraction < 1:
+        advice = "one_cycle rises and falls: more than 0 and less than 1"
+        yield Problem("scheduler.warmup_fraction", config.scheduler.warmup_fraction, advice)
+
+
+def _batch(config: Config, world: World) -> Iterator[Problem]:
+    size, ranks, micro = config.batch.global_size, world.world_size, config.batch.micro_size
+    if size % ranks:
+        lower, upper = size - size % ranks, size + ranks - size % ranks
+        possible = f"{lower} or {upper}" if lower else str(upper)
+        yield Problem("batch.global_size", size, f"not divisible by {ranks} ranks; nearest: {possible}")
+    elif micro is not None and (size // ranks) % micro:
+        divisors = [d for d in range(1, size // ranks + 1) if (size // ranks) % d == 0]
+        best = min(divisors, key=lambda divisor: abs(divisor - micro))
+        yield Problem("batch.micro_size", micro, f"does not divide a rank's share of {size // ranks}; nearest: {best}")
+
+
+def _precision(config: Config, world: World) -> Iterator[Problem]:
+    if config.trainer.precision == "16-mixed" and world.accelerator == "cpu":
+        yield Problem("trainer.precision", "16-mixed", "the CPU has no float16 scaler; possible: 32-true, bf16-mixed")
+    fused = isinstance(config.optimizer, (SGDConfig, AdamConfig)) and config.optimizer.fused
+    if config.trainer.precision == "16-mixed" and fused and config.trainer.gradient_clip_val is not None:
+        advice = "a fused optimizer unscales float16 gradients itself, after clipping; use bf16-mixed or fused=false"
+        yield Problem("optimizer.fused", True, advice)
+
+
+def _optimizer(config: Config, world: World) -> Iterator[Problem]:
+    optimizer = config.optimizer
+    if isinstance(optimizer, SGDConfig) and optimizer.nesterov and optimizer.momentum == 0:
+        yield Problem("optimizer.nesterov", True, "needs optimizer.momentum > 0, or nesterov=false")
+
+
+def _strategy(config: Config, world: World, task: TaskSpec) -> Iterator[Problem]:
+    strategy, name = config.strategy, config.strategy.name
+    if isinstance(strategy, DDPConfig):
+        yield from _ddp(config, strategy, world)
+    if not shards_state(strategy):
+        return
+    if config.trainer.precision == "16-mixed":
+        advice = f"{name} has no loss scale over its parts; use bf16-mixed, or strategy=ddp"
+        yield Problem("trainer.precision", "16-mixed", advice)
+    if config.optimizer.name == "muon":
+        yield Problem("optimizer", "muon", f"needs whole matrices, which {name} divides; use adamw, or strategy=ddp")
+    if name.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        yield Problem("strategy", name, "the package deepspeed is not installed; use fsdp2 or ddp")
+    problems = list(file_problems(config, world.world_size)) if isinstance(strategy, DeepSpeedFileConfig) else []
+    yield from problems
+    if not problems and task.needs_full_parameters and shards_parameters(strategy):
+        advice = f"task={task.name} reads whole weights between steps; use ddp, deepspeed_stage_1 or deepspeed_stage_2"
+        yield Problem("strategy", name, advice)
+
+
+def _ddp(config: Config, strategy: DDPConfig, world: World) -> Iterator[Problem]:
+    share = config.batch.global_size // world.world_size
+    if strategy.static_graph and (config.batch.micro_size or share) < share:
+        advice = "torch cannot record the graph of several micro-batches; use false, or leave out batch.micro_size"
+        yield Problem("strategy.static_graph", True, advice)
+    if strategy.gradient_compression == "bf16" and world.accelerator == "cpu":
+        yield Problem("strategy.gradient_compression", "bf16", "needs GPUs; possible here: none, fp16, powersgd")
+
+
+def _monitor(config: Config, world: World) -> Iterator[Problem]:
+    if not config.monitor.metric.startswith("val/"):
+        advice = "must be a validation metric, such as val/loss or val/accuracy"
+        yield Problem("monitor.metric", config.monitor.metric, advice)
+    if config.monitor.patience is not None and config.trainer.limit_val_batches == 0:
+        yield Problem("monitor.patience", config.monitor.patience, "needs evaluations: trainer.limit_val_batches > 0")
+
+
+def _run(config: Config, world: World) -> Iterator[Problem]:
+    name = config.run.name
+    if name is not None and (not name or "/" in name or name.startswith(".")):
+        yield Problem("run.name", name, "must be a plain file name")
+    root = Path(config.run.root)
+    existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        yield Problem("run.root", config.run.root, f"{existing} is a file, not a directory")
+    elif not os.access(existing, os.W_OK):
+        yield Problem("run.root", config.run.root, f"{existing} is not writable")
+
+
+def _logger(config: Config, world: World) -> Iterator[Problem]:
+    logger = config.logger
+    if not isinstance(logger, WandbLoggerConfig):
+        return
+    if importlib.util.find_spec("wandb") is None:
+        yield Problem("logger", "wandb", "the package wandb is not installed; use logger=none")
+    if logger.mode == "online" and not has_wandb_key():
+        yield Problem("logger.mode", "online", "no W&B key: `wandb login`, set WANDB_API_KEY, or use offline")

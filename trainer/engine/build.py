@@ -1,0 +1,139 @@
+"""The parts of a training run, each built from the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.loggers import Logger
+from safetensors.torch import load_model
+
+from trainer.checkpoint.weights import PlainCheckpointIO
+from trainer.config.groups import WandbLoggerConfig
+from trainer.config.schema import Config
+from trainer.data.module import DataModule
+from trainer.engine.host_memory import keep_freed_memory
+from trainer.engine.lightning_environment import JoinedEnvironment
+from trainer.errors import UserError
+from trainer.module import TrainingModule
+from trainer.observe.jsonl import JsonlLogger
+from trainer.run.files import MODEL_FILE
+from trainer.run.record import Record
+from trainer.strategies.build import build_strategy
+from trainer.task import TaskSpec
+from trainer.world import World
+
+
+def build_data_and_module(config: Config, task: TaskSpec, world: World) -> tuple[DataModule, TrainingModule]:
+    """Data and networks of a run on this rank: the same weights on all ranks, then each rank's own random stream."""
+    device = rank_device(world)
+    if config.trainer.precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"trainer.precision={config.trainer.precision}: {name} has no bfloat16; use 16-mixed")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(config.performance.float32_matmul_precision)
+    else:
+        keep_freed_memory()
+    data = task.build_data(config)
+    data.load(device)
+    pl.seed_everything(config.seed, verbose=False)
+    module = task.build_module(config, data)
+    prepare_networks(config, module)
+    pl.seed_everything(config.seed + world.rank, verbose=False)
+    return data, module
+
+
+def build_trained(
+    config: Config, task: TaskSpec, world: World, run_dir: Path
+) -> tuple[DataModule, TrainingModule, pl.Trainer]:
+    """Data, networks with the run's final weights, and a Trainer without callbacks or loggers.
+
+    Raises: UserError: the run has no weights yet.
+    """
+    weights = run_dir / MODEL_FILE
+    if not weights.exists():
+        raise UserError(
+            f"run={run_dir}: no {MODEL_FILE} yet", "the run is not finished; the command that started it resumes it"
+        )
+    data, module = build_data_and_module(config, task, world)
+    load_model(module, str(weights))
+    return data, module, build_trainer(config, world, run_dir, [], [])
+
+
+def prepare_networks(config: Config, module: TrainingModule) -> None:
+    """Memory order and compilation, in place: names of weights stay as they are."""
+    for network in module.networks().values():
+        if config.performance.channels_last:
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if config.performance.compile and type(network).forward.__module__.startswith("torch.nn."):
+            # Module.compile() silently compiles nothing of torch's own containers: it skips their files.
+            network.forward = torch.compile(network.forward)
+        elif config.performance.compile:
+            network.compile()
+
+
+def rank_device(world: World) -> torch.device:
+    """The device of this rank; it becomes the current one."""
+    if world.accelerator == "cpu":
+        return torch.device("cpu")
+    torch.cuda.set_device(world.gpu_index)
+    return torch.device("cuda", world.gpu_index)
+
+
+def build_trainer(
+    config: Config, world: World, run_dir: Path, callbacks: list[Callback], loggers: list[Logger]
+) -> pl.Trainer:
+    """Lightning's Trainer on the ranks that exist already."""
+    options = config.trainer
+    trainer = pl.Trainer(
+        accelerator=world.accelerator,
+        devices=world.local_world_size,
+        num_nodes=world.num_nodes,
+        strategy=build_strategy(config, world, rank_device(world)),
+        plugins=[PlainCheckpointIO(), JoinedEnvironment(world)],
+        precision=options.precision,
+        max_epochs=options.max_epochs if options.max_epochs is not None else -1,
+        max_steps=options.max_steps,
+        log_every_n_steps=options.log_every_n_steps,
+        val_check_interval=options.val_check_interval,
+        check_val_every_n_epoch=options.check_val_every_n_epoch,
+        limit_train_batches=options.limit_train_batches,
+        limit_val_batches=options.limit_val_batches,
+        limit_test_batches=options.limit_test_batches,
+        num_sanity_val_steps=options.num_sanity_val_steps,
+        deterministic=options.deterministic,
+        benchmark=options.benchmark,
+        detect_anomaly=options.detect_anomaly,
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=run_dir,
+        # The project has its own, for reasons that each of them gives.
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    # Lightning 2.6 broadcasts a flag and reads it from the device before every step; `StopOnSignal` replaces it.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
+
+
+def build_loggers(config: Config, mapping: dict[str, Any], record: Record) -> list[Logger]:
+    """metrics.jsonl always, and what the configuration adds. Rank 0 only."""
+    loggers: list[Logger] = [JsonlLogger(record.directory)]
+    if isinstance(config.logger, WandbLoggerConfig):
+        from trainer.observe.wandb import build_wandb_logger
+
+        loggers.append(build_wandb_logger(config.logger, mapping, record.directory, record.read()["wandb_id"]))
+    return loggers
+
+
+def build_early_stopping(config: Config) -> list[Callback]:
+    """Lightning's EarlyStopping, where monitor.patience asks for it."""
+    monitor = config.monitor
+    if monitor.patience is None:
+        return []
+    return [EarlyStopping(monitor.metric, monitor.min_delta, monitor.patience, mode=monitor.mode)]

@@ -1,0 +1,112 @@
+"""From a configuration to a trained model: read this first.
+
+`train` runs on every rank, inside its process group, however the rank was started. The task brings data and networks;
+everything else is put together here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from rich.console import Console
+
+from trainer.checkpoint.callback import Checkpointing
+from trainer.checkpoint.random_state import RandomState
+from trainer.checkpoint.resume import choose_checkpoint, choose_final_checkpoint
+from trainer.checkpoint.weights import read_state, write_weights
+from trainer.config.schema import Config
+from trainer.data.module import DataModule
+from trainer.engine.build import build_data_and_module, build_early_stopping, build_loggers, build_trainer
+from trainer.faults.stop import StopOnSignal, StopRequested
+from trainer.module import TrainingModule
+from trainer.observe.jsonl import JsonlLogger
+from trainer.observe.metrics import TrainingMetrics
+from trainer.observe.progress import ProgressBar
+from trainer.observe.summary import print_start, print_summary
+from trainer.run.files import MODEL_FILE, STATE_FILE
+from trainer.run.record import Record
+from trainer.task import TaskSpec
+from trainer.world import World
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended. status: finished or stopped. cause: a sentence for the record."""
+
+    status: Literal["finished", "stopped"]
+    cause: str
+
+
+def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World, run_dir: Path) -> Outcome:
+    """Train the run in `run_dir`, from its newest checkpoint where there is one.
+
+    Args: mapping: the configuration as written to config.yaml.
+    Raises: UserError: the data, the model or the device is not as configured. StopRequested: the state is saved.
+    """
+    console = Console()
+    record = Record(run_dir)
+    stop = StopOnSignal(config.trainer.log_every_n_steps)
+    data, module = build_data_and_module(config, task, world)
+    checkpoint = choose_checkpoint(run_dir, world.rank)
+    if world.rank == 0:
+        facts = {"data": dict(data.describe()), "model": _model_facts(module)}
+        record.update(**facts)
+        print_start(console, run_dir, config, world, facts, checkpoint)
+    metrics = TrainingMetrics(config.trainer.log_every_n_steps, config.trainer.precision)
+    callbacks: list[Callback] = [RandomState(), metrics, stop]
+    if config.trainer.enable_progress_bar:
+        callbacks.append(ProgressBar(metrics, console))
+    callbacks += build_early_stopping(config)
+    callbacks.append(Checkpointing(config, run_dir, stop))
+    loggers = build_loggers(config, mapping, record) if world.rank == 0 else []
+    trainer = build_trainer(config, world, run_dir, callbacks, loggers)
+    start = time.perf_counter()
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint / STATE_FILE) if checkpoint else None)
+    except StopRequested:
+        _finish_loggers(loggers, 1, None)
+        raise
+    training_s = time.perf_counter() - start
+    model_file = _finish(config, trainer, module, data, run_dir)
+    places = _finish_loggers(loggers, 0, model_file)
+    if trainer.is_global_zero:
+        print_summary(console, run_dir, config, training_s, places)
+    return Outcome("finished", f"all {trainer.global_step} steps done")
+
+
+def _finish(config: Config, trainer: pl.Trainer, module: TrainingModule, data: DataModule, run_dir: Path) -> Path:
+    """Load the best weights, test them where there is a test set, and write them as safetensors.
+
+    They come from the checkpoint, which holds full tensors under every strategy.
+    """
+    state = read_state(choose_final_checkpoint(run_dir, trainer.global_rank) / STATE_FILE)
+    if "test" in data.sets and config.trainer.limit_test_batches:
+        trainer.strategy.load_model_state_dict(state)
+        trainer.test(module, datamodule=data, verbose=False)
+    path = run_dir / MODEL_FILE
+    if trainer.is_global_zero:
+        write_weights(state["state_dict"], path)
+    return path
+
+
+def _finish_loggers(loggers: list[Logger], exit_code: int, model_file: Path | None) -> dict[str, str]:
+    """Returns: where each service shows the run, by its name."""
+    places = {}
+    for logger in loggers:
+        if not isinstance(logger, JsonlLogger):
+            from trainer.observe.wandb import finish_wandb
+
+            places["W&B"] = finish_wandb(logger, exit_code, model_file)  # pyright: ignore[reportArgumentType]
+    return places
+
+
+def _model_facts(module: TrainingModule) -> dict[str, Any]:
+    counts = {name: sum(p.numel() for p in network.parameters()) for name, network in module.networks().items()}
+    describe = getattr(module, "describe", dict)
+    return {"num_parameters": counts, **describe()}

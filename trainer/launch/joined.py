@@ -1,0 +1,72 @@
+"""Ranks that torchrun or srun has started, each from the command line: they compare configurations and share a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainer.collectives import all_gather_json, broadcast_json
+from trainer.config.schema import Config
+from trainer.errors import EXIT_STOPPED, UserError
+from trainer.faults.signals import remove_stop_file, stop_requested
+from trainer.run.directory import Run, open_run
+from trainer.world import World
+
+
+@contextmanager
+def reported_to_agent(world: World) -> Iterator[None]:
+    """Write a failure where torch's elastic agent finds it; a failure after a stop request counts as stopped."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    handler = get_error_handler()
+    handler.initialize()
+    if world.launcher == "torchrun":
+        # Left by the ranks before these, which stopped because a node came or went.
+        remove_stop_file()
+    try:
+        yield
+    except Exception as error:
+        if stop_requested():
+            sys.exit(EXIT_STOPPED)
+        handler.record_exception(error)
+        raise
+
+
+def open_shared_run(config: Config, mapping: Mapping[str, Any], world: World) -> tuple[Path, Run | None]:
+    """Rank 0 opens the run and broadcasts its directory. Called on all ranks, inside the process group.
+
+    Returns: (run directory, the open run on rank 0 and None elsewhere).
+    Raises: UserError: the ranks composed different configurations, or rank 0 could not open the run.
+    """
+    _compare_configurations(mapping)
+    run, message = None, {}
+    if world.rank == 0:
+        try:
+            run = open_run(config, mapping)
+            message = {"directory": str(run.directory)}
+        except UserError as error:
+            message = {"error": error.lines}
+    message = broadcast_json(message)
+    if "error" in message:
+        raise UserError(*message["error"])
+    return Path(message["directory"]), run
+
+
+def _compare_configurations(mapping: Mapping[str, Any]) -> None:
+    """Ranks that were started with different commands would train different experiments as one."""
+    # The same network may have another name on each node.
+    shared = {**mapping, "launch": {**mapping["launch"], "interface": None}}
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+    digests = all_gather_json(digest)
+    different = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
+    if different:
+        ranks = f"rank {different[0]}" if len(different) == 1 else f"ranks {', '.join(different)}"
+        raise UserError(
+            f"{ranks} composed another configuration than rank 0",
+            "start every rank with the same command, the same code and the same environment variables",
+        )

@@ -1,0 +1,79 @@
+"""Who was lost, when a collective between several nodes has failed.
+
+A collective that fails says that it waited, not for whom. Every rank listens on a port of its own as long as it lives,
+and the others know which: after a failure they try each other's ports.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from trainer.collectives import all_gather_json
+from trainer.launch.agent import RankFailure
+from trainer.launch.network import listen
+from trainer.world import World
+
+PROBE_TIMEOUT_S = 1.0
+# What gloo, NCCL and the store say when a connection fails or nobody answers.
+NETWORK = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection|[Ss]ocket|[Tt]imed out|timeout")
+
+
+class PeerLost(RankFailure):
+    """A rank on another node has ended or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a rank listens."""
+
+    rank: int
+    host: str
+    pid: int
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.host}, {self.address})"
+
+
+class Peers:
+    """The ranks of a group, as they were when it was complete."""
+
+    def __init__(self, world: World, address: str) -> None:
+        """Args: address: of this host, as the other nodes see it. Called on all ranks."""
+        self.listener = listen(address, 0)
+        # Nobody accepts: the kernel completes as many connections as the backlog holds.
+        self.listener.listen(world.world_size)
+        self.rank, port = world.rank, self.listener.getsockname()[1]
+        own = Peer(world.rank, socket.gethostname(), os.getpid(), address, port)
+        self.others = [Peer(**peer) for peer in all_gather_json(asdict(own)) if peer["rank"] != world.rank]
+
+    def explain(self, error: BaseException) -> PeerLost | None:
+        """What a failed collective means; None where the error is about something else or nobody is lost."""
+        if not isinstance(error, RuntimeError) or not NETWORK.search(str(error)):
+            return None
+        with ThreadPoolExecutor(len(self.others)) as pool:
+            states = dict(zip(self.others, pool.map(_probe, self.others), strict=True))
+        # Survivors end on their own account too, so who cannot be reached is named before who has ended.
+        for state in ("cannot be reached", "has ended"):
+            lost = [str(peer) for peer, found in states.items() if found == state]
+            if lost:
+                return PeerLost(
+                    f"rank {self.rank} has lost its peers: {', '.join(lost)} {state}\n"
+                    f"({str(error).strip().splitlines()[0]})\nthe same line resumes from the newest checkpoint"
+                )
+        return None
+
+
+def _probe(peer: Peer) -> str:
+    try:
+        socket.create_connection((peer.address, peer.port), timeout=PROBE_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return "has ended"
+    except OSError:
+        return "cannot be reached"
+    return "is there"

@@ -1,0 +1,72 @@
+"""The process group of a rank: the only place that creates and destroys it."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from trainer.config.schema import Config
+from trainer.config.strategies import FSDP2Config, shards_state
+from trainer.launch.environment import local_address, rank_environment
+from trainer.world import World
+
+if TYPE_CHECKING:
+    from trainer.launch.peers import Peers
+
+
+class process_group:  # noqa: N801 - a context manager that reads as a function
+    """The default process group of a rank, bound to loopback on one host and to the configured interface on several;
+    nothing for a process that needs none.
+
+    Raises: UserError: the other nodes cannot be met as configured. PeerLost: a rank of another node is gone.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.launch, self.world = config.launch, world
+        self.needed = world.world_size > 1 or shards_state(config.strategy)
+        # Gradients that FSDP2 keeps in host memory are summed there for their norm, which NCCL cannot do.
+        self.sums_on_host = isinstance(config.strategy, FSDP2Config) and config.strategy.cpu_offload
+        self.peers: Peers | None = None
+
+    def __enter__(self) -> None:
+        if not self.needed:
+            return
+        import torch
+
+        world, launch = self.world, self.launch
+        for name, value in rank_environment(world, launch).items():
+            os.environ.setdefault(name, value)
+        on_gpus = world.accelerator == "cuda"
+        backend = "nccl" if on_gpus else "gloo"
+        if on_gpus and self.sums_on_host:
+            backend = "cpu:gloo,cuda:nccl"
+        device = torch.device("cuda", world.gpu_index) if on_gpus and world.world_size > 1 else None
+        store = None
+        if world.world_size == 1:
+            store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        elif world.launcher == "slurm":
+            from trainer.launch.rendezvous import step_store
+
+            store = step_store(world, launch.interface if world.num_nodes > 1 else None, launch.timeout_s)
+        torch.distributed.init_process_group(
+            backend,
+            timeout=timedelta(seconds=launch.timeout_s),
+            rank=world.rank,
+            world_size=world.world_size,
+            store=store,
+            device_id=device,
+        )
+        if world.num_nodes > 1:
+            from trainer.launch.peers import Peers
+
+            self.peers = Peers(world, local_address(world, launch))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        import torch
+
+        if self.peers is not None and error is not None and (lost := self.peers.explain(error)) is not None:
+            raise lost from error
+        # After an error the peers may be gone, and leaving the group would wait for them.
+        if kind is None and self.needed and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,37 @@
+"""Where the output of a rank goes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from trainer.run.files import LOGS_DIR
+from trainer.world import World
+
+
+def set_up_rank_logs(run_dir: Path, world: World) -> None:
+    """Write this rank's log to its own file; all ranks but rank 0 print there too."""
+    path = run_dir / LOGS_DIR / f"rank-{world.rank}.log"
+    path.parent.mkdir(exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger()
+    for old in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(old)
+        old.close()
+    logger.addHandler(handler)
+    logging.captureWarnings(True)
+    logging.getLogger("trainer").setLevel(logging.INFO)
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        noisy = logging.getLogger(name)
+        noisy.handlers.clear()
+        noisy.propagate = True
+    if world.rank != 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)

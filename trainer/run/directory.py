@@ -1,0 +1,132 @@
+"""The run directory: whether to resume one or start another, and the lock on it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from trainer.config.identity import identity, identity_hash, run_name
+from trainer.config.schema import Config
+from trainer.errors import UserError
+from trainer.run.files import (
+    CHECKPOINTS_DIR,
+    CONFIG_FILE,
+    LOCK_FILE,
+    LOGS_DIR,
+    RECORD_FILE,
+    LockHeld,
+    lock_file,
+    write_json,
+    write_text,
+)
+from trainer.run.record import Record, now
+
+
+@dataclass
+class Run:
+    """An open run directory, locked until `close` or the end of the process.
+
+    resumed: the directory existed, unfinished, and is continued.
+    """
+
+    directory: Path
+    resumed: bool
+    lock: TextIO
+
+    @property
+    def record(self) -> Record:
+        """Its run.json."""
+        return Record(self.directory)
+
+    def close(self) -> None:
+        """Release the lock."""
+        self.lock.close()
+
+    @contextmanager
+    def attempt(self, launcher: str, world_size: int, stop_requested: Callable[[], bool]) -> Iterator[None]:
+        """Record the start of an attempt and its failure; rank 0 records a regular end. Releases the lock.
+
+        Args: stop_requested: whether a stop was requested before training, which makes a failure a stop.
+        """
+        self.record.begin_attempt(launcher, world_size)
+        try:
+            yield
+        except BaseException as error:
+            if stop_requested():
+                self.record.end_attempt("stopped", "on request before the first step")
+            else:
+                self.record.end_attempt("failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.close()
+
+
+def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
+    """Resume the unfinished run of this identity, or make a new directory beside the finished ones.
+
+    Args: mapping: the composed configuration, secrets as references, written to config.yaml.
+    Raises: UserError: the run is in use, or run.name belongs to another experiment.
+    """
+    directory, resumed = _choose(config)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        run = Run(directory, resumed, _lock(directory))
+    except OSError as error:
+        raise UserError(f"run.root={config.run.root}: {directory} cannot be written ({error.strerror})") from error
+    for folder in (LOGS_DIR, CHECKPOINTS_DIR):
+        (directory / folder).mkdir(exist_ok=True)
+    if not resumed:
+        write_json(run.record.file, _new_record(config))
+    write_text(directory / CONFIG_FILE, yaml.safe_dump(dict(mapping), sort_keys=False))
+    return run
+
+
+def _new_record(config: Config) -> dict[str, Any]:
+    return {
+        "status": "created",
+        "created": now(),
+        "hash": identity_hash(config),
+        "identity": identity(config),
+        # Before W&B starts: a run that dies in its first second is still continued under the same id.
+        "wandb_id": secrets.token_hex(4),
+        "attempts": [],
+    }
+
+
+def _choose(config: Config) -> tuple[Path, bool]:
+    """Returns: (directory, whether it is an unfinished run to resume)."""
+    parent, name = Path(config.run.root) / config.task.name, run_name(config)
+    number, latest = 1, None
+    while (candidate := parent / (name if number == 1 else f"{name}-{number}")).exists():
+        latest, number = candidate, number + 1
+    if latest is None or not (latest / RECORD_FILE).exists():
+        return latest or candidate, False
+    record = Record(latest).read()
+    if record["hash"] != identity_hash(config):
+        old, new = record["identity"], identity(config)
+        differing = ", ".join(key for key in {**old, **new} if old.get(key) != new.get(key))
+        raise UserError(
+            f"run.name={config.run.name}: {latest} holds another experiment; it differs in {differing}",
+            "choose another run.name, or leave it out",
+        )
+    if record["status"] == "finished" or config.run.fresh:
+        return candidate, False
+    return latest, True
+
+
+def _lock(directory: Path) -> TextIO:
+    try:
+        return lock_file(directory / LOCK_FILE, f"process {os.getpid()} on {socket.gethostname()}")
+    except LockHeld as held:
+        raise UserError(
+            f"{directory} is in use by {held.holder or 'another process'}",
+            "wait for it, end it, or start beside it with run.fresh=true",
+        ) from None

@@ -1,0 +1,80 @@
+"""Files of a run directory: their names, and how they are written so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+CONFIG_FILE = "config.yaml"
+RECORD_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
+MODEL_FILE = "model.safetensors"
+EVALUATION_FILE = "eval.json"
+LOGS_DIR = "logs"
+CHECKPOINTS_DIR = "checkpoints"
+STATE_FILE = "state.ckpt"  # of a checkpoint
+MANIFEST_FILE = "manifest.json"  # of a checkpoint
+LOCK_FILE = ".lock"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file atomically: a reader sees the old text or the new one, also after a crash of the machine."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's content, or a directory's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LockHeld(Exception):
+    """Another process holds the lock. Args: holder: what it wrote into the file, which may be empty."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+
+def lock_file(path: Path, holder: str, wait: bool = False) -> TextIO:
+    """Lock a file for as long as the returned object, or a process that inherits its descriptor, keeps it open.
+
+    The kernel releases a flock when its last holder dies, however it dies.
+
+    Args: holder: written into the file for others to read. wait: block until the lock is free.
+    Raises: LockHeld: another process holds it. OSError: the file cannot be opened, or the file system has no locks.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.seek(0)
+        text = file.read().strip()
+        file.close()
+        raise LockHeld(text) from None
+    except OSError:
+        file.close()
+        raise
+    file.truncate(0)
+    file.write(holder)
+    file.flush()
+    return file

@@ -1,0 +1,73 @@
+"""run.json: the record of a run and of every attempt at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
+from trainer.run.files import RECORD_FILE, write_json
+from trainer.run.provenance import cpu_name, git_state, gpu_names, package_versions, user_name
+
+
+class Record:
+    """run.json of a run directory: identity, W&B id, attempts with versions, hardware, start, end and cause.
+
+    Written by one process at a time: the one that holds the run's lock, or rank 0 on its behalf while ranks run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.file = directory / RECORD_FILE
+
+    def read(self) -> dict[str, Any]:
+        """The record as it stands. Raises: UserError: this is no run directory."""
+        try:
+            return json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"run={self.directory}: not a run directory (no readable {RECORD_FILE})") from error
+
+    def update(self, **values: Any) -> None:
+        """Replace top-level values, atomically."""
+        write_json(self.file, {**self.read(), **values})
+
+    def begin_attempt(self, launcher: str, world_size: int) -> None:
+        """Record that training starts or resumes: from which code, on which hardware."""
+        attempt = {
+            "start": now(),
+            "end": None,
+            "cause": None,
+            "command": sys.argv,
+            "launcher": launcher,
+            "world_size": world_size,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "user": user_name(),
+            "git": git_state(),
+            "versions": {"python": platform.python_version(), **package_versions()},
+            "hardware": {"cpu": cpu_name(), "num_cores": os.cpu_count(), "gpus": gpu_names()},
+        }
+        self.update(status="running", attempts=[*self.read()["attempts"], attempt])
+
+    def end_attempt(self, status: str, cause: str) -> None:
+        """Record how the attempt ended: status is finished, stopped or failed; cause is a sentence."""
+        attempts = self.read()["attempts"]
+        attempts[-1].update(end=now(), cause=cause)
+        self.update(status=status, attempts=attempts)
+
+    def record_restart(self, restart: int) -> None:
+        """Record that the ranks were started again within the same attempt. Args: restart: counted from 1."""
+        attempts = self.read()["attempts"]
+        attempts[-1]["restarts"] = restart
+        self.update(attempts=attempts)
+
+
+def now() -> str:
+    """The time in UTC, to the second, in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,127 @@
+"""Names, interfaces, ports, and the route to Weights & Biases. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from trainer.config.groups import WandbLoggerConfig
+from trainer.config.schema import Config, LaunchConfig
+from trainer.errors import UserError
+from trainer.launch.discover import node_range, rendezvous_endpoint
+from trainer.launch.network import interface_address, interface_of, listen, resolve, source_address
+from trainer.observe.wandb import ROUTE_TIMEOUT_S, has_wandb_key
+from trainer.verbs.doctor.report import Finding, from_error
+from trainer.verbs.fit import submits
+from trainer.world import World
+
+LOOPBACK = "127.0.0.1"
+
+
+def check_network(config: Config, world: World) -> Iterator[Finding]:
+    """Ranks can meet: on this node over loopback, on several as configured."""
+    several = node_range(config.trainer, config.launch)[1] > 1
+    yield _hostname(several)
+    yield _loopback()
+    if config.launch.interface is not None:
+        yield _interface(config.launch.interface, several)
+    if several and not submits(config) and not world.joined:
+        yield from _endpoint(config.launch)
+
+
+def check_wandb(config: Config, world: World) -> Iterator[Finding]:
+    """Curves get where they are meant to go; the same key and route decide it in a run."""
+    logger = config.logger
+    if not isinstance(logger, WandbLoggerConfig):
+        yield Finding("W&B", "skipped", f"logger={logger.name}")
+        return
+    if logger.mode == "offline":
+        yield Finding("W&B", "skipped", "offline, as configured")
+        return
+    if not has_wandb_key():
+        if logger.mode == "auto":
+            yield Finding("W&B", "skipped", "offline: there is no key")
+        return
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    problem = route_problem(url)
+    if problem is None:
+        yield Finding("W&B", "ok", f"there is a key, and {url} can be reached")
+        return
+    status = "failure" if logger.mode == "online" else "warning"
+    consequence = "it would wait 90 s and end" if logger.mode == "online" else "the run would be offline"
+    remedy = "set WANDB_BASE_URL to your server, open the route, or take logger.mode=offline"
+    yield Finding("W&B", status, f"{url} cannot be reached ({problem}): {consequence}", remedy)
+
+
+def route_problem(url: str) -> str | None:
+    """Why nothing can be sent to a server; None where it takes connections."""
+    address = urlsplit(url)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=ROUTE_TIMEOUT_S).close()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _hostname(several: bool) -> Finding:
+    name = socket.gethostname()
+    address = resolve(name)
+    if address is not None:
+        return Finding("host name", "ok", f"{name} is {address}")
+    remedy = f"add {name} to /etc/hosts or DNS, or name an address with launch.endpoint"
+    return Finding("host name", "failure" if several else "warning", f"{name} has no address", remedy)
+
+
+def _loopback() -> Finding:
+    try:
+        with listen(LOOPBACK, 0) as listener:
+            port = listener.getsockname()[1]
+            socket.create_connection((LOOPBACK, port), timeout=ROUTE_TIMEOUT_S).close()
+    except OSError as error:
+        remedy = "bring it up with `ip link set lo up`, and let the firewall pass it"
+        return Finding("loopback", "failure", f"{LOOPBACK} takes no connections: {error}", remedy)
+    return Finding("loopback", "ok", f"a free port of {LOOPBACK} takes connections")
+
+
+def _interface(interface: str, several: bool) -> Finding:
+    try:
+        return Finding("interface", "ok", f"{interface} has {interface_address(interface)}")
+    except UserError as error:
+        found, _, advice = error.lines[0].partition("; ")
+        # Ranks of one node meet over loopback whatever is configured.
+        return Finding("interface", "failure" if several else "warning", found, f"launch.interface=NAME, {advice}")
+
+
+def _endpoint(launch: LaunchConfig) -> Iterator[Finding]:
+    """Where the nodes meet can be reached from here, and is free where it is here."""
+    try:
+        endpoint = rendezvous_endpoint(launch)
+        if endpoint is None:
+            return
+        host, port = endpoint
+        address = resolve(host)
+        if address is None:
+            remedy = "launch.endpoint=HOST:PORT of a node that every node can name"
+            yield Finding("endpoint", "failure", f"{host} has no address", remedy)
+            return
+        own = source_address(address)
+    except UserError as error:
+        yield from_error("endpoint", error)
+        return
+    carrier = interface_of(address)
+    if carrier is None:
+        yield Finding("endpoint", "ok", f"{host}:{port} is {address}, reached from {own}")
+        return
+    if launch.interface not in (None, carrier):
+        found = f"{address} is on {carrier}, and launch.interface={launch.interface}"
+        yield Finding("endpoint", "failure", found, "launch.endpoint=HOST:PORT with the address on that interface")
+        return
+    try:
+        listen(address, port).close()
+        yield Finding("endpoint", "ok", f"{address}:{port} on {carrier} is free")
+    except OSError as error:
+        remedy = "launch.endpoint=HOST:PORT with a free port"
+        yield Finding("endpoint", "failure", f"{address}:{port} cannot be listened at: {error.strerror}", remedy)

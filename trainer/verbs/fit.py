@@ -1,0 +1,108 @@
+"""The verb fit: train a configuration, or resume its unfinished run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from trainer.config.compose import compose_mapping, without_secrets
+from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED
+from trainer.faults.signals import create_stop_file, stop_before_training, stop_requested
+from trainer.launch.agent import RankFailure, start_nodes, start_ranks
+from trainer.launch.discover import node_range
+from trainer.launch.process_group import process_group
+from trainer.launch.rank_logs import set_up_rank_logs
+from trainer.launch.submit import submit, submits
+from trainer.run.directory import open_run
+from trainer.run.record import Record
+from trainer.verbs.prepare import Options, PreparedRun, prepare, take_options
+
+
+def fit(words: Sequence[str]) -> int:
+    """Train. Args: words: options and overrides. Returns: exit code. Raises: UserError."""
+    options, overrides = take_options(words)
+    if options.print_config:
+        return _print_config(overrides, options)
+    if options.multirun:
+        from trainer.verbs.sweep import sweep
+
+        return sweep(overrides, options)
+    stop_before_training()
+    prepared = prepare(overrides, options)
+    command = [*options.as_words(), *overrides]
+    try:
+        if submits(prepared.config):
+            return submit(prepared.config, command)
+        if prepared.world.joined:
+            return fit_joined(prepared)
+        if node_range(prepared.config.trainer, prepared.config.launch)[1] > 1:
+            return EXIT_STOPPED if start_nodes(prepared.world, prepared.config, command) else EXIT_DONE
+        return _fit_here(prepared)
+    except RankFailure as failure:
+        print(failure, file=sys.stderr)
+        return EXIT_BUG
+
+
+def _print_config(overrides: Sequence[str], options: Options) -> int:
+    """--cfg job: the composed configuration as YAML, secrets as references."""
+    composed = compose_mapping(overrides, options.config_dirs)
+    print(OmegaConf.to_yaml(without_secrets(composed)), end="")
+    return EXIT_DONE
+
+
+def _fit_here(prepared: PreparedRun) -> int:
+    """Open the run and train in this process, or in ranks that it starts."""
+    config, world = prepared.config, prepared.world
+    run = open_run(config, prepared.mapping)
+    with run.attempt(world.launcher, world.world_size, stop_requested):
+        if world.launcher == "elastic":
+            start_ranks(world, config.launch, ["fit", str(run.directory)], run.directory)
+            return EXIT_STOPPED if run.record.read()["status"] == "stopped" else EXIT_DONE
+        set_up_rank_logs(run.directory, world)
+        with process_group(config, world):
+            return fit_on_rank(prepared, run.directory)
+
+
+def fit_joined(prepared: PreparedRun) -> int:
+    """Train as one of the ranks that torchrun or srun has started, each from the command line."""
+    from trainer.launch.joined import open_shared_run, reported_to_agent
+
+    world = prepared.world
+    with reported_to_agent(world), process_group(prepared.config, world):
+        run_dir, run = open_shared_run(prepared.config, prepared.mapping, world)
+        set_up_rank_logs(run_dir, world)
+        with run.attempt(world.launcher, world.world_size, stop_requested) if run else nullcontext():
+            return fit_on_rank(prepared, run_dir)
+
+
+def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> int:
+    """Train on this rank, inside its process group; rank 0 records how the attempt ended. Returns: exit code."""
+    from trainer.engine.train import Outcome, train
+    from trainer.faults.stop import StopRequested
+
+    world = prepared.world
+    if world.rank == 0:
+        _report_restart(run_dir)
+    try:
+        outcome = train(prepared.config, prepared.mapping, prepared.task, world, run_dir)
+    except StopRequested as request:
+        outcome = Outcome("stopped", str(request))
+    if world.rank == 0:
+        Record(run_dir).end_attempt(outcome.status, outcome.cause)
+    if outcome.status == "finished":
+        return EXIT_DONE
+    # A launcher that reads the stop file, or the record, would take 75 for a failure.
+    return EXIT_DONE if create_stop_file() or world.launcher == "elastic" else EXIT_STOPPED
+
+
+def _report_restart(run_dir: Path) -> None:
+    """Print and record that elastic has started the ranks again within one attempt."""
+    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restart:
+        print(f"restart {restart} of {os.environ['TORCHELASTIC_MAX_RESTARTS']}: a rank has failed")
+        Record(run_dir).record_restart(restart)

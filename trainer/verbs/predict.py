@@ -1,0 +1,51 @@
+"""The verb predict: apply a run to new input, as its task defines it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from trainer.errors import ConfigError, Problem, UserError, nearest
+from trainer.task import TaskSpec
+from trainer.verbs.prepare import PreparedRun
+from trainer.verbs.stored_run import on_stored_run
+
+
+def predict(words: Sequence[str]) -> int:
+    """Apply a run. Args: words: run=DIR, overrides, the task's arguments. Returns: exit code. Raises: UserError."""
+    return on_stored_run("predict", words, predict_on_rank)
+
+
+def predict_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:
+    """The task's own prediction, with its own arguments."""
+    from trainer.engine.build import build_trained
+
+    config, task = prepared.config, prepared.task
+    parsed = parse_arguments(task, [word for word in arguments if "." not in word.partition("=")[0]])
+    data, module, _ = build_trained(config, task, prepared.world, run_dir)
+    device = next(module.parameters()).device
+    module.eval().to(device)
+    task.run_predict(config, module, data, parsed, run_dir)
+
+
+def parse_arguments(task: TaskSpec, words: Sequence[str]) -> Any:
+    """key=value words as the task's predict_arguments. Raises: ConfigError: a wrong key or value."""
+    if task.predict_arguments is None:
+        raise UserError(f"task={task.name} has no predict")
+    values = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words)}
+    fields = list(getattr(task.predict_arguments, "__dataclass_fields__", {}))
+    problems = [Problem(key, values[key], nearest(key, fields)) for key in values if key not in fields]
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return TypeAdapter(task.predict_arguments).validate_json(json.dumps(values))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise ConfigError(
+            [Problem(str(d["loc"][0]), values.get(str(d["loc"][0])), d["msg"]) for d in details]
+        ) from error

@@ -1,0 +1,74 @@
+"""A sweep as a SLURM array: one task a job. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.config.groups import OptunaConfig, SlurmLaunchConfig
+from trainer.errors import EXIT_DONE, ConfigError, Problem
+from trainer.launch.submit import job_script, submit_script
+from trainer.run.files import write_text
+from trainer.verbs.sweep.jobs import Job, Ledger, SweepPlan
+from trainer.verbs.sweep.table import print_table
+
+ARRAY_FILE = "array"
+
+
+def submit_jobs(plan: SweepPlan) -> int:
+    """Submit the jobs that are not finished, or tell how far they are while SLURM still has some. Returns: exit code.
+
+    Raises: ConfigError: a search, which needs one job's result to choose the next.
+    """
+    launch = plan.config.launch
+    assert isinstance(launch, SlurmLaunchConfig)
+    if isinstance(plan.config.sweep, OptunaConfig):
+        raise ConfigError([Problem("sweep", "optuna", "a search chooses by results; run it inside an allocation")])
+    ledger = Ledger.read(plan)
+    for job in ledger.jobs:
+        _refresh(plan, job)
+    ledger.save()
+    array = plan.directory / ARRAY_FILE
+    queued = _queued(array.read_text(encoding="utf-8")) if array.exists() else 0
+    pending = [job for job in ledger.jobs if job.status != "finished"]
+    if queued or not pending:
+        print_table(plan, ledger.jobs)
+        print(f"{queued} job(s) still in SLURM's queue" if queued else "all jobs are finished")
+        return EXIT_DONE
+    log = plan.directory.resolve() / "job-%a.log"
+    limit = f"%{plan.config.sweep.parallel}" if plan.config.sweep.parallel > 1 else ""
+    option = f"--array={','.join(str(job.number) for job in pending)}{limit}"
+    text = job_script(plan.config, plan.directory.name, log, _words_by_task(plan, pending), [option])
+    if launch.dry_run:
+        print(text, end="")
+        return EXIT_DONE
+    number = submit_script(text, plan.directory / "array.sbatch")
+    write_text(array, number)
+    print(f"job {number}: {len(pending)} job(s) of {plan.directory}")
+    print(f"  follow   tail -F {shlex.quote(str(log.parent))}/job-*.log")
+    print(f"  state    squeue --job {number}, or this line again")
+    print(f"  cancel   scancel {number}")
+    return EXIT_DONE
+
+
+def _words_by_task(plan: SweepPlan, jobs: Sequence[Job]) -> list[str]:
+    cases = [f"  {job.number}) words=({shlex.join(plan.line(job))}) ;;" for job in jobs]
+    return ["case $SLURM_ARRAY_TASK_ID in", *cases, "esac"]
+
+
+def _refresh(plan: SweepPlan, job: Job) -> None:
+    """What the job's run says of itself: there is no parent that waits for it."""
+    run_dir: Path | None = plan.run_dir(job)
+    if run_dir is not None:
+        status = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"]
+        job.status = "pending" if status == "created" else status
+    plan.refresh(job)
+
+
+def _queued(number: str) -> int:
+    """Tasks of an array that have not ended; 0 too where SLURM has forgotten it."""
+    command = ["squeue", "--noheader", "--array", f"--job={number}"]
+    return len(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
