@@ -11,12 +11,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, Generic, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import TypeVar
 
 from trainer.collectives import all_reduce_sum
 from trainer.config.schema import Config
@@ -43,14 +44,19 @@ class NetworkStrategy:
         optimizer.zero_grad(set_to_none=True)
 
 
-class TrainingModule(pl.LightningModule):
+ConfigT = TypeVar("ConfigT", bound=Config[Any, Any, Any], default=Config)
+
+
+class TrainingModule(pl.LightningModule, Generic[ConfigT]):
     """A task's networks, its step and its metrics.
 
     A task implements `networks`, `training_step`, `evaluation_step` and `evaluation_metrics`; one with an ordinary
     loss extends `SupervisedModule` instead of writing `training_step`.
     """
 
-    def __init__(self, config: Config) -> None:
+    config: ConfigT
+
+    def __init__(self, config: ConfigT) -> None:
         super().__init__()
         self.config = config
         self.automatic_optimization = False
@@ -196,7 +202,7 @@ class TrainingModule(pl.LightningModule):
                 logger.log_metrics(values, step=self.trainer.global_step)
 
 
-class SupervisedModule(TrainingModule):
+class SupervisedModule(TrainingModule[ConfigT]):
     """One network and a loss that is a sum over samples."""
 
     model: nn.Module

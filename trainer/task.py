@@ -22,8 +22,11 @@ from trainer.config.schema import Config, DataConfig, ModelConfig, TaskConfig
 from trainer.errors import Problem, UserError, nearest
 
 if TYPE_CHECKING:
+    import torch
+
     from trainer.data.module import DataModule
     from trainer.estimate.memory import ModelSizes
+    from trainer.inference import Inference
     from trainer.module import TrainingModule
 
 HOME = Path(__file__).resolve().parent.parent
@@ -46,8 +49,8 @@ class TaskSpec:
     needs_full_parameters: the task reads weights outside of its networks' forward, so no strategy may divide them.
     sizes: "package.module:function" with `(Config) -> ModelSizes | None`, for `plan`; it may import torch, but neither
     Lightning nor transformers, which take seconds. None where sizes are not known before the data is read.
-    predict: "package.module:function" behind the verb `predict`, called on each rank with weights loaded as
-    `(Config, TrainingModule, DataModule, arguments, run directory) -> None`; arguments are of predict_arguments.
+    inference: "package.module:Class", a subclass of `trainer.inference.Inference`; None where the task has none.
+    predict_arguments: schema of what the verb `predict` takes beside run=DIR.
     """
 
     name: str
@@ -60,6 +63,7 @@ class TaskSpec:
     conf: Path | None = None
     needs_full_parameters: bool = False
     sizes: str | None = None
+    inference: str | None = None
     predict: str | None = None
     predict_arguments: type[Any] | None = None
 
@@ -75,6 +79,13 @@ class TaskSpec:
         """How large networks and data are, without building either; None where that is not known."""
         return _load(self.sizes)(config) if self.sizes is not None else None
 
+    def load_inference(self, config: Config, run_dir: Path, device: torch.device) -> Inference:
+        """The model of a finished run, ready for raw inputs. Raises: UserError: there is none."""
+        if self.inference is None:
+            raise UserError(f"task={self.name} defines no inference, so its runs cannot be applied")
+        inference: type[Inference] = _load(self.inference)
+        return inference.load(config, run_dir, device)
+
     def run_predict(
         self, config: Config, module: TrainingModule, data: DataModule, arguments: object, run_dir: Path
     ) -> None:
@@ -84,7 +95,7 @@ class TaskSpec:
         _load(self.predict)(config, module, data, arguments, run_dir)
 
 
-def _load(reference: str) -> Callable[..., Any]:
+def _load(reference: str) -> Any:
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.config.credentials import has_wandb_key
 from trainer.config.deepspeed import file_problems, shards_parameters
 from trainer.config.groups import AdamConfig, SGDConfig, WandbLoggerConfig
 from trainer.config.schema import Config
 from trainer.config.strategies import DDPConfig, DeepSpeedFileConfig, shards_state
 from trainer.errors import ConfigError, Problem
-from trainer.observe.wandb import has_wandb_key
 from trainer.task import TaskSpec
 from trainer.world import World
 

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic
 
 import pytorch_lightning as pl
 import torch
+from typing_extensions import TypeVar
 
 from trainer.config.schema import Config
 from trainer.data.batch import Gatherable, MicroBatch
 from trainer.data.loaders import EvaluationLoader, StepLoader
 from trainer.data.samplers import Share, ShuffledSampler, StepSampler
 
+ConfigT = TypeVar("ConfigT", bound=Config[Any, Any, Any], default=Config)
 
-class DataModule(pl.LightningDataModule):
+
+class DataModule(pl.LightningDataModule, Generic[ConfigT]):
     """Sets, samplers and loaders of one run on one rank.
 
     A task's subclass implements `load`, which fills `sets`; it may override `train_sampler`. The engine calls `load`
     before it builds the training module, so that numbers of classes and sizes are known there.
+
+    What a trained model needs of its data (label names, normalisation, vocabulary) is the input spec. A run's
+    first attempt writes it to the run directory; a resumed, evaluated or applied run reads it and does not derive it again.
     """
 
-    def __init__(self, config: Config) -> None:
+    config: ConfigT
+
+    def __init__(self, config: ConfigT) -> None:
         super().__init__()
         self.config = config
         self.sets: Mapping[str, Gatherable[MicroBatch]] = {}
@@ -35,6 +44,19 @@ class DataModule(pl.LightningDataModule):
         Called on every rank; what is built on disk is built by one process under a file lock while the others wait.
         Raises: UserError: the data is not there or not as configured.
         """
+
+    def write_input_spec(self, run_dir: Path) -> None:
+        """Write what a trained model needs of this data. Called on rank 0 after `load`."""
+
+    def read_input_spec(self, run_dir: Path) -> None:
+        """Take the input spec of a run. Called on every rank; a `load` that follows must keep to it.
+
+        Raises: UserError: the run has none, or it is damaged.
+        """
+
+    def fingerprint(self) -> str | None:
+        """Hash of the training and evaluation samples, so that a run is not resumed on others; None where unknown."""
+        return None
 
     def describe(self) -> Mapping[str, object]:
         """Facts for the run's record: source, sizes, fingerprint, what was held out."""

@@ -27,8 +27,13 @@ from trainer.task import TaskSpec
 from trainer.world import World
 
 
-def build_data_and_module(config: Config, task: TaskSpec, world: World) -> tuple[DataModule, TrainingModule]:
-    """Data and networks of a run on this rank: the same weights on all ranks, then each rank's own random stream."""
+def build_data_and_module(
+    config: Config, task: TaskSpec, world: World, run_dir: Path | None = None
+) -> tuple[DataModule, TrainingModule]:
+    """Data and networks of a run on this rank: the same weights on all ranks, then each rank's own random stream.
+
+    Args: run_dir: of a run that has begun, whose input spec is kept.
+    """
     device = rank_device(world)
     if config.trainer.precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         name = torch.cuda.get_device_name(device)
@@ -38,6 +43,8 @@ def build_data_and_module(config: Config, task: TaskSpec, world: World) -> tuple
     else:
         keep_freed_memory()
     data = task.build_data(config)
+    if run_dir is not None:
+        data.read_input_spec(run_dir)
     data.load(device)
     pl.seed_everything(config.seed, verbose=False)
     module = task.build_module(config, data)
@@ -58,7 +65,7 @@ def build_trained(
         raise UserError(
             f"run={run_dir}: no {MODEL_FILE} yet", "the run is not finished; the command that started it resumes it"
         )
-    data, module = build_data_and_module(config, task, world)
+    data, module = build_data_and_module(config, task, world, run_dir)
     load_model(module, str(weights))
     return data, module, build_trainer(config, world, run_dir, [], [])
 

@@ -52,11 +52,13 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     console = Console()
     record = Record(run_dir)
     stop = StopOnSignal(config.trainer.log_every_n_steps)
-    data, module = build_data_and_module(config, task, world)
     checkpoint = choose_checkpoint(run_dir, world.rank)
+    data, module = build_data_and_module(config, task, world, run_dir if checkpoint else None)
     if world.rank == 0:
         facts = {"data": dict(data.describe()), "model": _model_facts(module)}
         record.update(**facts)
+        if checkpoint is None:
+            data.write_input_spec(run_dir)
         print_start(console, run_dir, config, world, facts, checkpoint)
     metrics = TrainingMetrics(config.trainer.log_every_n_steps, config.trainer.precision)
     callbacks: list[Callback] = [RandomState(), metrics, stop]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from trainer.config.credentials import has_wandb_key
 from trainer.config.groups import WandbLoggerConfig
 
 if TYPE_CHECKING:
@@ -65,12 +66,6 @@ def can_reach_wandb() -> bool:
         log.warning("W&B is offline: %s cannot be reached (%s)", address.hostname, error)
         return False
     return True
-
-
-def has_wandb_key() -> bool:
-    """Whether a key stands where wandb looks for one; asking wandb itself would import it, and may prompt."""
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text(encoding="utf-8"))
 
 
 def finish_wandb(logger: WandbLogger, exit_code: int, model: Path | None) -> str:

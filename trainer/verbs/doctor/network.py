@@ -7,12 +7,13 @@ import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from trainer.config.credentials import has_wandb_key
 from trainer.config.groups import WandbLoggerConfig
 from trainer.config.schema import Config, LaunchConfig
 from trainer.errors import UserError
 from trainer.launch.discover import node_range, rendezvous_endpoint
 from trainer.launch.network import interface_address, interface_of, listen, resolve, source_address
-from trainer.observe.wandb import ROUTE_TIMEOUT_S, has_wandb_key
+from trainer.observe.wandb import ROUTE_TIMEOUT_S
 from trainer.verbs.doctor.report import Finding, from_error
 from trainer.verbs.fit import submits
 from trainer.world import World

@@ -16,7 +16,7 @@ from trainer.data.images.batches import ImageBatch, ImageSet
 from trainer.data.samplers import Share, split_step
 from trainer.errors import ConfigError
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "conf" / "experiment"
+EXPERIMENTS = Path(__file__).resolve().parents[3] / "conf" / "experiment"
 
 
 def built(*words: str) -> tuple[CNNModule, CNNData]:

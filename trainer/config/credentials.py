@@ -1,0 +1,12 @@
+"""Which credentials this machine has, found without asking a service."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def has_wandb_key() -> bool:
+    """Whether a key stands where wandb looks for one; asking wandb itself would import it, and may prompt."""
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text(encoding="utf-8"))
