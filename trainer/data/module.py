@@ -26,7 +26,8 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
     before it builds the training module, so that numbers of classes and sizes are known there.
 
     What a trained model needs of its data (label names, normalisation, vocabulary) is the input spec. A run's
-    first attempt writes it to the run directory; a resumed, evaluated or applied run reads it and does not derive it again.
+    first attempt writes it to the run directory; a run that is resumed, evaluated or applied reads it instead of
+    deriving it again.
     """
 
     config: ConfigT
