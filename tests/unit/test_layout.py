@@ -1,0 +1,203 @@
+"""Who may import whom, that no import runs in a circle, and the trunk from the command to the training step."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+# Each part of trainer/ and the parts that it may import, also inside functions and for type checking. A part is a
+# module at the root or a folder; what is missing here may not be imported.
+CONTRACTS = {"errors", "world", "collectives", "task", "config", "run"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "world": set(),
+    "collectives": set(),
+    "config": {"errors", "world", "task"},
+    # `estimate`, `inference`, `data` and `module` only for the types of what a task builds.
+    "task": {"errors", "config", "estimate", "inference", "data", "module"},
+    "run": {"errors", "config", "task"},
+    "estimate": {"config"},
+    "optim": {"config"},
+    "inference": {"config"},
+    "data": {"errors", "config", "run"} | {"estimate"},
+    "module": {"collectives", "config", "data", "optim"},
+    "faults": {"errors", "collectives"},
+    "launch": {*CONTRACTS, "faults"},
+    "strategies": {*CONTRACTS, "module"},
+    "checkpoint": {*CONTRACTS, "faults", "module"},
+    "observe": {*CONTRACTS, "data", "module"},
+    "engine": {*CONTRACTS, "faults", "data", "module", "strategies", "checkpoint", "observe"},
+    "verbs": {*CONTRACTS, "data", "faults", "launch", "engine", "estimate"}
+    | {"optim", "strategies", "checkpoint", "observe"},
+    "cli": {"__init__", "errors", "task", "verbs"},
+    "rank": {"errors", "faults", "launch", "verbs"},
+    "__main__": {"cli", "faults"},
+    "__init__": set(),
+}
+TASKS_MAY_IMPORT = {*CONTRACTS, "data", "module", "inference", "observe", "estimate", "strategies"} - {"world"}
+
+Imports = dict[str, set[str]]
+
+
+def module_files(folder: str) -> dict[str, Path]:
+    """Files below a folder by the name of their module."""
+    files = sorted((REPOSITORY / folder).rglob("*.py"))
+    return {str(f.relative_to(REPOSITORY).with_suffix("")).replace("/", "."): f for f in files}
+
+
+def imports_between(files: dict[str, Path]) -> Imports:
+    """Which of the modules each one imports, anywhere in its text."""
+    found: Imports = {}
+    for name, file in files.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            targets = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                targets = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+            # cli names the modules of its verbs in text.
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_verb":
+                targets = [f"trainer.verbs.{ast.literal_eval(node.args[0])}"]
+            for target in targets:
+                for module in (target, f"{target}.__init__"):
+                    if module in files and module != name:
+                        found[name].add(module)
+    return found
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def forbidden(imports: Imports) -> list[str]:
+    """Imports that the list above does not allow."""
+    return [
+        f"{name} -> {target}"
+        for name, targets in imports.items()
+        for target in sorted(targets)
+        if not is_allowed(name, target)
+    ]
+
+
+def is_allowed(name: str, target: str) -> bool:
+    inside = name.split(".")[:2] == target.split(".")[:2]
+    if target.startswith("tasks."):
+        return inside
+    if name.startswith("tasks."):
+        return part_of(target) in TASKS_MAY_IMPORT
+    return inside or part_of(target) in ALLOWED[part_of(name)]
+
+
+def circle(imports: Imports) -> list[str]:
+    """The modules of one circle, or nothing."""
+    try:
+        TopologicalSorter({name: sorted(targets) for name, targets in imports.items()}).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+@pytest.fixture(scope="module")
+def imports() -> Imports:
+    return imports_between({**module_files("trainer"), **module_files("tasks")})
+
+
+def test_imports_run_one_way(imports: Imports) -> None:
+    assert forbidden(imports) == []
+    assert set(ALLOWED) == {part_of(name) for name in imports if name.startswith("trainer.")}
+
+
+def test_there_is_no_circle(imports: Imports) -> None:
+    engine = {name: {t for t in targets if t in imports} for name, targets in imports.items() if name[:7] == "trainer"}
+    assert circle(engine) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("trainer.engine.train", "trainer.verbs.fit"),
+        ("trainer.launch.agent", "trainer.verbs.fit"),
+        ("trainer.module", "trainer.engine.build"),
+        ("trainer.engine.train", "tasks.cnn.module"),
+        ("tasks.cnn.module", "tasks.bert.module"),
+        ("tasks.cnn.module", "trainer.engine.train"),
+    ],
+)
+def test_a_planted_import_is_found(imports: Imports, name: str, target: str) -> None:
+    planted = {**imports, name: {*imports[name], target}}
+    assert f"{name} -> {target}" in forbidden(planted)
+
+
+def test_a_planted_circle_is_found(imports: Imports) -> None:
+    planted = {**imports, "trainer.errors": {"trainer.cli"}, "trainer.cli": {"trainer.errors"}}
+    assert {"trainer.errors", "trainer.cli"} <= set(circle(planted))
+
+
+TRACED_RUN = """
+import json, sys
+from pathlib import Path
+
+root, trunk = sys.argv[1], json.loads(sys.argv[2])
+entered, files, from_below = [], [], []
+
+def profile(frame, event, argument):
+    # A class body is a call too; only functions are optimised code.
+    if event != "call" or not frame.f_code.co_flags & 1 or not frame.f_code.co_filename.startswith(root):
+        return
+    file = frame.f_code.co_filename[len(root) + 1 :]
+    if file not in files and file.startswith(("trainer/", "tasks/")):
+        files.append(file)
+    if file not in trunk:
+        return
+    if file not in entered:
+        entered.append(file)
+    caller = frame.f_back
+    while caller is not None:
+        above = caller.f_code.co_filename[len(root) + 1 :] if caller.f_code.co_filename.startswith(root) else ""
+        if above in trunk:
+            if trunk.index(above) > trunk.index(file):
+                from_below.append(f"{above}:{caller.f_code.co_name} calls {file}:{frame.f_code.co_name}")
+            break
+        caller = caller.f_back
+
+from trainer.__main__ import script
+sys.argv = ["trainer", "task=bert", "debug=smoke", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+sys.setprofile(profile)
+try:
+    script()
+except SystemExit as done:
+    code = done.code
+sys.setprofile(None)
+print(json.dumps({"code": code, "entered": entered, "files": files, "from_below": sorted(set(from_below))}))
+"""
+
+
+def documented_trunk() -> list[str]:
+    """The numbered list of files in the page."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    return re.findall(r"^\d+\. `([\w/]+\.py)`", page, re.MULTILINE)
+
+
+def test_a_run_enters_the_trunk_as_the_page_lists_it(tmp_path: Path) -> None:
+    trunk = documented_trunk()
+    assert 1 < len(trunk) <= 12
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED_RUN, str(REPOSITORY), json.dumps(trunk)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    traced = json.loads(done.stdout.strip().split("\n")[-1])
+    assert traced["code"] == 0
+    assert traced["entered"] == trunk
+    assert traced["from_below"] == []
+    print(f"{len(traced['files'])} files of the project are entered")
