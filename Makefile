@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Test processes at a time. A test file stays in one process, since its tests may share a run.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 .PHONY: train test test-slow test-slurm check lint types gpu clean
 
@@ -9,10 +12,10 @@ train: $(VENV)/installed  ## install and train the default task
 	$(BIN)/python -m trainer task=cnn
 
 test: $(VENV)/installed  ## the default suite, without a GPU
-	$(BIN)/python -m pytest -m "not gpu and not slow and not slurm"
+	$(PYTEST) -m "not gpu and not slow and not slurm"
 
 test-slow: $(VENV)/installed  ## tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu and not slurm" --junitxml=build/slow.xml
+	$(PYTEST) -m "slow and not gpu and not slurm" --junitxml=build/slow.xml
 
 test-slurm: $(VENV)/installed  ## tests on a real two-node SLURM cluster (Debian: slurmd slurmctld slurm-client munge)
 	$(BIN)/python -m pytest -m "slurm and not slow" --junitxml=build/slurm.xml
