@@ -3,12 +3,11 @@
     python -m benchmarks.dcgan_step
 
 Both train the same networks on the same images at 64x64, batch 32. First the losses are compared: before each of 20
-steps the ordinary loop takes over the trainer's weights and optimizer states (left alone, the game's chaos makes losses
-out of rounding within ten steps, whichever two loops are compared), then both do the step. Then they are timed: the
-ordinary loop, the trainer in fp32, the trainer in bf16 and the ordinary loop again, a process each, all on one core,
-one step each in turn while the others wait. A step's time is the process's CPU time from the end of its last step to
-the end of this one, so data and logging count on both sides; how far the two ordinary loops differ is the error of the
-ratios. Writes a dated file under benchmarks/results/.
+steps the ordinary loop copies the trainer's weights and optimizer states (otherwise rounding differences grow into
+different losses within ten steps, for any two loops), then both do the step. Then they are timed: the ordinary loop, the
+trainer in fp32, the trainer in bf16 and the ordinary loop again, one process each, all on one core, one step at a time
+while the others wait. The time of a step is the process's CPU time from the end of the previous step to the end of this
+one, so data and logging count on both sides. The difference between the two ordinary loops is the noise of the ratios. Writes a dated file under benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ class Comparison(pl.Callback):
         self.largest = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """The ordinary step, from where the trainer stands."""
+        """The ordinary step, from the trainer's weights and optimizer states."""
         self.plain.discriminator.load_state_dict(pl_module.discriminator.state_dict())
         self.plain.generator.load_state_dict(pl_module.generator.state_dict())
         for ours, theirs in zip(pl_module.optimizers(), (self.plain.optimizer_d, self.plain.optimizer_g), strict=True):
@@ -121,7 +120,7 @@ class Comparison(pl.Callback):
 
 
 class Turns(pl.Callback):
-    """Waits for its turn before a step, and tells the CPU time since its last one after it."""
+    """Waits for its turn before a step, and reports the CPU time since the previous one after it."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.spent_s = pipe, time.process_time()
@@ -131,7 +130,7 @@ class Turns(pl.Callback):
         self.pipe.recv()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Tell."""
+        """Report the CPU time."""
         before, self.spent_s = self.spent_s, time.process_time()
         self.pipe.send(self.spent_s - before)
 
@@ -213,7 +212,7 @@ def report(times: dict[str, list[float]], difference: float) -> tuple[str, bool]
         "    python -m benchmarks.dcgan_step",
         "",
         f"{IMAGE_SIZE}x{IMAGE_SIZE} RGB, batch {BATCH_SIZE}, width {WIDTH}; {NUM_TIMED} turns, {NUM_WARM_UP} more",
-        "to warm up, each contestant a process of its own on the same core, one step at a time. CPU time of the",
+        "of warm-up, each side in its own process on the same core, one step at a time. CPU time of the",
         f"process. Largest difference of any loss or probability over {NUM_COMPARED} steps in fp32, each from the same",
         f"state: {difference:.1e}. Goals {'met' if met else 'missed'}.",
         "",
@@ -224,7 +223,7 @@ def report(times: dict[str, list[float]], difference: float) -> tuple[str, bool]
         f"Ordinary against ordinary, nine tenths of the turns: {same[tenth]:.2f} to {same[-tenth - 1]:.2f}.",
         "",
         "What makes the difference: the discriminator's weights are frozen in the generator's step; one convolution",
-        "of real and generated images, BatchNorm by itself for each; channels_last; fused Adam; freed memory stays in",
+        "of real and generated images, BatchNorm on each separately; channels_last; fused Adam; freed memory stays in",
         "the process; nothing waits for values to log.",
         "",
         *surroundings("one of them used; no GPU", "torch", "pytorch-lightning"),

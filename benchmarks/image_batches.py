@@ -1,10 +1,10 @@
-"""Batches of CIFAR-10, cut, mirrored and normalised: the trainer's data path against an ordinary per-sample DataLoader.
+"""Batches of CIFAR-10, cropped, flipped and normalised: the trainer's data path against a per-sample DataLoader.
 
     python -m benchmarks.image_batches [../shared/data/cifar10]
 
-Both start from decoded images in memory, walk the same order and use the same windows and mirrorings, and the images
-they give are compared first. They are then timed in turns in one process, so that what else the machine does hits
-both, and ours is timed twice a round: how far those two differ is the error of the ratio. Writes a dated file under
+Both start from decoded images in memory and use the same order, crops and flips; the images that they return are
+compared first. They are then timed interleaved in one process, so that other load on the machine affects both, and ours
+is timed twice a round: the difference between those two is the noise of the ratio. Writes a dated file under
 benchmarks/results/.
 """
 
@@ -39,8 +39,8 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class PerSampleImages(Dataset[tuple[Tensor, int]]):
-    """What a data set usually looks like: one image at a time through Pillow. Its random draws are made beforehand,
-    which spares it the cost of drawing."""
+    """A usual data set: one image at a time through Pillow. Its random draws are made beforehand, so it does not pay for
+    them."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> None:
         self.images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))

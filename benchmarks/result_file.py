@@ -23,7 +23,7 @@ def surroundings(used: str, *packages: str) -> list[str]:
 
 
 def write_result(name: str, text: str) -> None:
-    """Show it, and write benchmarks/results/<today>-<name>.md."""
+    """Print a result, and write benchmarks/results/<today>-<name>.md."""
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{datetime.date.today()}-{name}.md").write_text(text, encoding="utf-8")

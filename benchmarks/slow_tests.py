@@ -1,4 +1,4 @@
-"""What the tests that take minutes said, from the reports of `make test-slow` and `make test-slurm`.
+"""Results of the tests that take minutes, from the reports of `make test-slow` and `make test-slurm`.
 
     python -m benchmarks.slow_tests build/slow.xml build/slurm.xml
 
