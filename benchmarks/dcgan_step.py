@@ -4,10 +4,11 @@
 
 Both train the same networks on the same images at 64x64, batch 32. First the losses are compared: before each of 20
 steps the ordinary loop copies the trainer's weights and optimizer states (otherwise rounding differences grow into
-different losses within ten steps, for any two loops), then both do the step. Then they are timed: the ordinary loop, the
-trainer in fp32, the trainer in bf16 and the ordinary loop again, one process each, all on one core, one step at a time
-while the others wait. The time of a step is the process's CPU time from the end of the previous step to the end of this
-one, so data and logging count on both sides. The difference between the two ordinary loops is the noise of the ratios. Writes a dated file under benchmarks/results/.
+different losses within ten steps, for any two loops), then both do the step. Then they are timed: the ordinary loop,
+the trainer in fp32, the trainer in bf16 and the ordinary loop again, one process each, all on one core, one step at a
+time while the others wait. The time of a step is the process's CPU time from the end of the previous step to the end
+of this one, so data and logging count on both sides. The difference between the two ordinary loops is the noise of
+the ratios. Writes a dated file under benchmarks/results/.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ SECTIONS = ("benchmarks.gpu_cnn", "benchmarks.gpu_bert", "benchmarks.gpu_dcgan")
 
 
 def main() -> int:
-    """Run each section as its own process, so that no section measures with the memory or clocks that another has left."""
+    """Run each section as its own process, so that none measures with the memory that another has left."""
     if not torch.cuda.is_available():
         print("no CUDA device is visible: nothing to measure", file=sys.stderr)
         return 2

@@ -39,8 +39,8 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class PerSampleImages(Dataset[tuple[Tensor, int]]):
-    """A usual data set: one image at a time through Pillow. Its random draws are made beforehand, so it does not pay for
-    them."""
+    """A usual data set: one image at a time through Pillow. Its random draws are made beforehand, so they cost it
+    nothing."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> None:
         self.images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
