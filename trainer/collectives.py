@@ -1,4 +1,4 @@
-"""Collectives on numbers and on small values, which do nothing where there is one process.
+"""Collectives on numbers and on small values; with one process they return what they are given.
 
 Values travel as JSON bytes: torch's object collectives unpickle what a peer sends, which is code.
 """
@@ -6,11 +6,15 @@ Values travel as JSON bytes: torch's object collectives unpickle what a peer sen
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from trainer.errors import UserError
 
 
 def has_peers() -> bool:
@@ -26,7 +30,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_gather_bytes(data: bytes) -> list[bytes]:
-    """The bytes of every rank, in the order of ranks; each may have another length."""
+    """Gather the bytes of every rank, in the order of ranks; lengths may differ."""
     if not has_peers():
         return [data]
     device = _device()
@@ -41,12 +45,12 @@ def all_gather_bytes(data: bytes) -> list[bytes]:
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """A JSON value of every rank, in the order of ranks."""
+    """Gather a JSON value of every rank, in the order of ranks."""
     return [json.loads(data) for data in all_gather_bytes(json.dumps(value).encode())]
 
 
 def broadcast_json(value: Any) -> Any:
-    """Rank 0's JSON value, on every rank; what the others pass is ignored."""
+    """Return rank 0's JSON value on every rank; the values of other ranks are ignored."""
     if not has_peers():
         return value
     device = _device()
@@ -62,7 +66,67 @@ def broadcast_json(value: Any) -> Any:
     return json.loads(bytes(content.cpu().numpy()))
 
 
+def decide_on_rank_0(decide: Callable[[], Any]) -> Any:
+    """Call a function on rank 0 only and return its JSON value on every rank.
+
+    Raises: UserError: on every rank, where rank 0's call raised one. Any other exception stays on rank 0.
+    """
+    if not has_peers():
+        return decide()
+    message: dict[str, Any] = {}
+    if dist.get_rank() == 0:
+        try:
+            message = {"value": decide()}
+        except UserError as error:
+            message = {"error": error.lines}
+    message = broadcast_json(message)
+    if "error" in message:
+        raise UserError(*message["error"])
+    return message["value"]
+
+
+class PendingAny:
+    """Whether any rank's flag is set: asked at once, read later, so that no rank waits for its device in between.
+
+    Every rank creates one and reads it at the same points of the program.
+    """
+
+    def __init__(self, flag: bool) -> None:
+        # `full` launches a kernel where `tensor` would copy from the host and wait.
+        self.flag = torch.full((), float(flag), device=_device())
+        self.work = dist.all_reduce(self.flag, async_op=True)
+        self.copied: torch.cuda.Event | None = None
+        if self.flag.is_cuda:
+            # On a stream of its own: a copy in the current stream would be queued behind the next step.
+            stream = _side_stream()
+            with torch.cuda.stream(stream):
+                self._wait()
+                host = torch.empty((), pin_memory=True)
+                host.copy_(self.flag, non_blocking=True)
+                self.flag.record_stream(stream)
+                self.copied = torch.cuda.Event()
+                self.copied.record(stream)
+            self.flag = host
+
+    def read(self) -> bool:
+        """The answer; waits for it where it has not arrived."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        else:
+            self._wait()
+        return bool(self.flag.item())
+
+    def _wait(self) -> None:
+        if self.work is not None:
+            self.work.wait()
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
 def _device() -> torch.device:
-    """Where the default group's backend takes tensors from."""
+    """The device that the default group's backend takes tensors from."""
     on_gpu = "nccl" in dist.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

@@ -1,107 +1,188 @@
-"""When checkpoints are taken: at a cadence, at evaluations, at the end, and when the run is asked to stop."""
+"""When checkpoints are saved: at a cadence, at evaluations, at the end, and when a stop is requested."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 
 from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.weights import read_state
 from trainer.config.schema import Config
+from trainer.errors import UserError, nearest
 from trainer.faults.stop import StopOnSignal, StopRequested
 from trainer.module import TrainingModule
+from trainer.observe.step_time import StepClock
 from trainer.run.files import STATE_FILE
+from trainer.run.metrics_file import flush_metrics
+from trainer.run.record import Record
+
+STATE_KEY = "checkpointing"
 
 
 class Checkpointing(pl.Callback):
-    """Saves between steps only, so a checkpoint's step is fully done and the next one has not begun.
+    """Saves between steps only, so that a checkpoint's step is complete and the next one has not begun.
 
     Lightning's ModelCheckpoint neither flushes nor verifies, and with save_top_k=1 deletes the old file first.
+
+    best_step: step of the best evaluation so far. All decisions are functions of the step and of metrics, which are
+    equal on all ranks, and never of the file system.
     """
 
-    def __init__(self, config: Config, run_dir: Path, stop: StopOnSignal) -> None:
-        self.config, self.stop = config, stop
+    def __init__(self, config: Config, run_dir: Path, stop: StopOnSignal, clock: StepClock) -> None:
+        self.config, self.run_dir, self.stop, self.clock = config, run_dir, stop, clock
         self.store = CheckpointStore(run_dir)
         self.best_value: float | None = None
-        self.stopping = False
+        self.best_step: int | None = None
+        self.saved_step: int | None = None
+        self.stopping = self.evaluation_pending = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where the cadence or a stop asks for it.
-
-        A step that is evaluated is saved after its evaluation: Lightning would not make up for it on resuming.
-        """
-        module = _checked(pl_module)
-        self.stopping = self.stop.agreed(trainer, module)
+        """Save at the cadence, or stop; a step that is evaluated is saved after its evaluation."""
+        self.stopping = self.stop.agreed()
         if (self.stopping or self._due(trainer)) and not self._evaluates(trainer):
-            self.save(trainer, module)
-            self._stop_if_asked(trainer)
+            self.save(trainer, _checked(pl_module))
+            if self.stopping:
+                self._stop(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop before the evaluation where the step's end has agreed on it."""
+        if self.stopping:
+            self._save_before_evaluation(trainer, _checked(pl_module))
+            self._stop(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop within an evaluation, which is repeated on resuming."""
+        if _is_fitting(trainer) and self.stop.agreed():
+            self._save_before_evaluation(trainer, _checked(pl_module))
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save after an evaluation, and remember the best."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        """Save after an evaluation, and remember the best one.
+
+        Raises: UserError: the task has no metric of the name monitor.metric.
+        """
+        module, monitor = _checked(pl_module), self.config.monitor
+        if monitor.metric not in module.evaluated:
+            advice = nearest(monitor.metric, list(module.evaluated))
+            raise UserError(
+                f"monitor.metric={monitor.metric}: task={self.config.task.name} has no such metric; {advice}"
+            )
+        if not _is_fitting(trainer):
             return
-        value = trainer.callback_metrics.get(self.config.monitor.metric)
-        better = value is not None and self._is_better(float(value))
-        if self.config.checkpoint.at_evaluation or self._due(trainer) or better or self.stopping:
-            self.save(trainer, _checked(pl_module), mark_best=better)
-        self._stop_if_asked(trainer)
+        self.evaluation_pending = False
+        trainer.fit_loop.epoch_loop.max_steps = self.config.trainer.max_steps
+        better = self._is_better(module.evaluated[monitor.metric])
+        if better:
+            self.best_value, self.best_step = module.evaluated[monitor.metric], trainer.global_step
+        if self.config.checkpoint.at_evaluation or self._due(trainer) or better:
+            self.save(trainer, module, module.evaluated)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The final state."""
-        if trainer.global_step not in [int(path.name.removeprefix("step-")) for path in self.store.checkpoints()]:
+        """Save the final state, unless it has been."""
+        if trainer.global_step != self.saved_step:
             self.save(trainer, _checked(pl_module))
 
-    def save(self, trainer: pl.Trainer, module: TrainingModule, mark_best: bool = False) -> None:
-        """Write the state of all ranks; returns on every rank once it is on disk."""
-        module.average_buffers()
-        step = trainer.global_step
-        trainer.save_checkpoint(self.store.stage(step) / STATE_FILE)
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            facts = {
-                "epoch": trainer.current_epoch,
-                "world_size": trainer.world_size,
-                "strategy": type(trainer.strategy).__name__,
-                "metrics": metrics,
-            }
-            checkpoint = self.store.commit(step, facts)
-            if mark_best:
-                self.store.mark_best(checkpoint)
-            self.store.prune(self.config.checkpoint.keep)
-        trainer.strategy.barrier()
+    def save(self, trainer: pl.Trainer, module: TrainingModule, metrics: dict[str, float] | None = None) -> None:
+        """Write the state of all ranks; returns on every rank once it is on disk.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning's hook."""
-        return {"best_value": self.best_value}
+        Args: metrics: of the evaluation that this checkpoint follows.
+        """
+        with self.clock.paused():
+            module.average_buffers()
+            step = trainer.global_step
+            trainer.save_checkpoint(self.store.stage(step) / STATE_FILE)
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                self._commit(trainer, step, metrics or {})
+            trainer.strategy.barrier()
+        self.saved_step = step
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning's hook."""
-        self.best_value = state_dict["best_value"]
+    def _commit(self, trainer: pl.Trainer, step: int, metrics: dict[str, float]) -> None:
+        # An unreadable file must not count, nor cost an older checkpoint its place.
+        read_state(self.store.stage(step) / STATE_FILE)
+        facts = {
+            "epoch": trainer.current_epoch,
+            "world_size": trainer.world_size,
+            "strategy": type(trainer.strategy).__name__,
+            "metrics": metrics,
+            "best_step": self.best_step,
+            "metrics_bytes": flush_metrics(self.run_dir),
+        }
+        self.store.commit(step, facts)
+        if self.best_step is not None:
+            self.store.link("best", self.store.path(self.best_step))
+        if self.saved_step is None:
+            # From here on a start at step 0 would lose progress, even if the checkpoints are gone.
+            Record(self.run_dir).update(checkpointed=True)
+        self.store.prune(self.config.checkpoint.keep, self.best_step)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep which evaluation was the best, and whether this step's evaluation is still to come."""
+        checkpoint[STATE_KEY] = {
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "evaluation_pending": self.evaluation_pending,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore it."""
+        state = checkpoint[STATE_KEY]
+        self.best_value, self.best_step = state["best_value"], state["best_step"]
+        self.saved_step = checkpoint["global_step"]
+        max_steps = self.config.trainer.max_steps
+        if state["evaluation_pending"] and self.saved_step == max_steps:
+            # Lightning would not enter its loop again, and leave out the evaluation.
+            trainer.fit_loop.epoch_loop.max_steps = max_steps + 1
+
+    def _save_before_evaluation(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Save such that resuming begins with this step's evaluation."""
+        self.evaluation_pending = True
+        # Lightning repeats an evaluation whose first batch has begun. It would skip one that has not.
+        progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        for tracker in (progress.total, progress.current):
+            tracker.reset()
+            tracker.ready = tracker.started = 1
+        self.save(trainer, module)
 
     def _is_better(self, value: float) -> bool:
-        best, mode = self.best_value, self.config.monitor.mode
-        better = best is None or (value < best if mode == "min" else value > best)
-        if better:
-            self.best_value = value
-        return better
+        if not math.isfinite(value):
+            return False
+        best = self.best_value
+        return best is None or (value < best if self.config.monitor.mode == "min" else value > best)
 
     def _due(self, trainer: pl.Trainer) -> bool:
         every = self.config.checkpoint.every_n_steps
         return every is not None and trainer.global_step % every == 0
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        if self.stopping:
-            raise StopRequested(f"on request after step {trainer.global_step}")
+    def _stop(self, trainer: pl.Trainer) -> NoReturn:
+        raise StopRequested(f"after step {trainer.global_step}, saved")
 
     def _evaluates(self, trainer: pl.Trainer) -> bool:
         """Whether Lightning evaluates right after this step; its own answer, since it has many cadences."""
-        loop = trainer.fit_loop.epoch_loop
+        data: Any = getattr(trainer, "datamodule", None)
         fetcher = trainer.fit_loop._data_fetcher
-        return fetcher is not None and loop._should_check_val_fx(fetcher)
+        return fetcher is not None and "val" in data.sets and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def _is_fitting(trainer: pl.Trainer) -> bool:
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def _checked(module: pl.LightningModule) -> TrainingModule:

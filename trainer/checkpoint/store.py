@@ -1,38 +1,42 @@
-"""Directories of checkpoints that are either whole or not there."""
+"""Checkpoint directories: written atomically, described by a manifest, verified before use."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.run.files import CHECKPOINTS_DIR, MANIFEST_FILE, fsync_path, write_json
-
-log = logging.getLogger(__name__)
+from trainer.run.files import CHECKPOINTS_DIR, MANIFEST_FILE, STATE_FILE, fsync_path, write_json
 
 
 class CheckpointStore:
     """step-00001200/ each with manifest.json (sha256 and size of every file, step, world, metrics); `last`, `best`.
 
     A checkpoint is staged under a hidden name beside its place, flushed to disk, and renamed: a directory whose name
-    begins with "step-" is complete. Before one is used, its files are compared with its manifest.
+    begins with "step-" is complete. It is valid if its files match its manifest, else damaged. The links `last` and
+    `best` are for people; the engine finds checkpoints by their manifests.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.directory = run_dir / CHECKPOINTS_DIR
+        # Hashing takes a second a gigabyte: each checkpoint is read once in a process.
+        self.valid: dict[str, bool] = {}
 
     def stage(self, step: int) -> Path:
-        """Where the files of a checkpoint are to be written before `commit`."""
+        """The directory to write the files of a checkpoint to before `commit`."""
         return self.directory / f".step-{step:08d}"
 
+    def path(self, step: int) -> Path:
+        """The directory of a committed checkpoint."""
+        return self.directory / f"step-{step:08d}"
+
     def commit(self, step: int, facts: Mapping[str, Any]) -> Path:
-        """Make a staged checkpoint count. Returns: its directory."""
-        staged, final = self.stage(step), self.directory / f"step-{step:08d}"
+        """Flush a staged checkpoint, write its manifest and rename it. Returns: its directory."""
+        staged, final = self.stage(step), self.path(step)
         files = {str(p.relative_to(staged)): _digest(p) for p in sorted(staged.rglob("*")) if p.is_file()}
         write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": files})
         for folder in (staged, *(p for p in staged.rglob("*") if p.is_dir())):
@@ -41,69 +45,83 @@ class CheckpointStore:
             self._delete(final)
         staged.rename(final)
         fsync_path(self.directory)
-        self._link("last", final)
+        self.valid[final.name] = True
+        self.link("last", final)
         return final
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """All committed checkpoints, valid or damaged, oldest first."""
         return sorted(self.directory.glob("step-*"))
 
-    def newest_valid(self) -> Path | None:
-        """The newest checkpoint whose files are as its manifest says; damaged ones are named in the log and passed
-        over."""
+    def newest_valid(self) -> tuple[Path | None, dict[Path, str]]:
+        """Returns: (the newest valid checkpoint, the damaged ones that are newer, each with what is wrong)."""
+        damaged: dict[Path, str] = {}
         for checkpoint in reversed(self.checkpoints()):
             damage = find_damage(checkpoint)
+            self.valid[checkpoint.name] = damage is None
             if damage is None:
-                return checkpoint
-            log.warning("checkpoint %s is damaged (%s); looking for an older one", checkpoint, damage)
-        return None
+                return checkpoint, damaged
+            damaged[checkpoint] = damage
+        return None, damaged
 
-    def best(self) -> Path | None:
-        """The checkpoint with the best monitored metric, if any was evaluated."""
-        link = self.directory / "best"
-        return link.resolve() if link.exists() else None
+    def prune(self, keep: int, best_step: int | None = None) -> None:
+        """Delete all but the newest `keep` valid checkpoints and the best one, and what an interrupted write has left.
 
-    def mark_best(self, checkpoint: Path) -> None:
-        """Point `best` at a checkpoint."""
-        self._link("best", checkpoint)
-
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints and the best one, and what an interrupted write has left."""
-        best = self.best()
-        for checkpoint in self.checkpoints()[:-keep]:
-            if checkpoint.resolve() != best:
+        Call it after `commit`. Damaged checkpoints do not count, and go too.
+        """
+        checkpoints = self.checkpoints()
+        kept = [checkpoint for checkpoint in checkpoints if self._is_valid(checkpoint)][-keep:]
+        if best_step is not None:
+            kept.append(self.path(best_step))
+        for checkpoint in checkpoints:
+            if checkpoint not in kept:
                 self._delete(checkpoint)
         for leftover in self.directory.glob(".step-*"):
             shutil.rmtree(leftover)
 
-    def _delete(self, checkpoint: Path) -> None:
-        # Under a hidden name first: deletion goes file by file, and one that is cut short must not leave a "step-".
-        hidden = checkpoint.with_name(f".{checkpoint.name}.deleted")
-        if hidden.exists():  # of one that was cut short, where the run has come to that step again
-            shutil.rmtree(hidden)
-        checkpoint.rename(hidden)
-        shutil.rmtree(hidden)
-
-    def _link(self, name: str, target: Path) -> None:
+    def link(self, name: str, target: Path) -> None:
+        """Point the link `last` or `best` at a checkpoint, atomically."""
         staged = self.directory / f".{name}"
         staged.unlink(missing_ok=True)
         staged.symlink_to(target.name)
         staged.replace(self.directory / name)
 
+    def _is_valid(self, checkpoint: Path) -> bool:
+        if checkpoint.name not in self.valid:
+            self.valid[checkpoint.name] = find_damage(checkpoint) is None
+        return self.valid[checkpoint.name]
+
+    def _delete(self, checkpoint: Path) -> None:
+        # Under a hidden name first: deletion goes file by file, and an interrupted one must not leave a "step-".
+        hidden = checkpoint.with_name(f".{checkpoint.name}.deleted")
+        if hidden.exists():  # of an interrupted deletion, where the run has reached that step again
+            shutil.rmtree(hidden)
+        checkpoint.rename(hidden)
+        shutil.rmtree(hidden)
+
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """manifest.json of a checkpoint."""
+    """Read manifest.json of a valid checkpoint."""
     return json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What differs from the manifest, as a phrase; None where the checkpoint is whole."""
+    """What differs from the manifest, as a phrase; None where the checkpoint is valid."""
     try:
-        files = read_manifest(checkpoint)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"manifest.json: {error}"
+        manifest: Any = read_manifest(checkpoint)
+    except (OSError, ValueError) as error:
+        return f"{MANIFEST_FILE} cannot be read: {error}"
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        return f"{MANIFEST_FILE} lists no files"
+    if STATE_FILE not in files:
+        return f"{MANIFEST_FILE} does not list {STATE_FILE}"
+    if checkpoint.name != f"step-{manifest.get('step')!s:0>8}":
+        return f"{MANIFEST_FILE} is of step {manifest.get('step')}"
     for name, expected in files.items():
         path = checkpoint / name
+        if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
+            return f"{MANIFEST_FILE} has no size and checksum of {name}"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != expected["size"]:

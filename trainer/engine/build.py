@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.loggers import Logger
 from safetensors.torch import load_model
 
@@ -139,8 +140,27 @@ def build_loggers(config: Config, mapping: dict[str, Any], record: Record) -> li
 
 
 def build_early_stopping(config: Config) -> list[Callback]:
-    """Lightning's EarlyStopping, where monitor.patience asks for it."""
+    """Early stopping, where monitor.patience asks for it."""
     monitor = config.monitor
     if monitor.patience is None:
         return []
-    return [EarlyStopping(monitor.metric, monitor.min_delta, monitor.patience, mode=monitor.mode)]
+    stopping = ResumableEarlyStopping(
+        monitor.metric,
+        monitor.min_delta,
+        monitor.patience,
+        mode=monitor.mode,
+        # `Checkpointing` refuses an unknown metric, as an error of the user.
+        strict=False,
+        # Before the checkpoint that follows an evaluation, which then holds the decision.
+        check_on_train_epoch_end=False,
+    )
+    return [stopping]
+
+
+class ResumableEarlyStopping(EarlyStopping):
+    """Lightning's, which restores its counts but not that it has decided to stop."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop again where the checkpoint was saved after the decision."""
+        if self.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            trainer.should_stop = True

@@ -1,7 +1,7 @@
 """From a configuration to a trained model: read this first.
 
-`train` runs on every rank, inside its process group, however the rank was started. The task brings data and networks;
-everything else is put together here.
+`train` runs on every rank, inside its process group, however the rank was started. The task supplies data and
+networks; everything else is built here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from trainer.checkpoint.callback import Checkpointing
 from trainer.checkpoint.random_state import RandomState
 from trainer.checkpoint.resume import choose_checkpoint, choose_final_checkpoint
 from trainer.checkpoint.weights import read_state, write_weights
+from trainer.collectives import decide_on_rank_0
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
 from trainer.engine.build import build_data_and_module, build_early_stopping, build_loggers, build_trainer
+from trainer.engine.last_evaluation import check_interval, evaluate_after_last_step
+from trainer.errors import UserError
 from trainer.faults.stop import StopOnSignal, StopRequested
 from trainer.module import TrainingModule
 from trainer.observe.jsonl import JsonlLogger
@@ -37,23 +40,26 @@ from trainer.world import World
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. status: finished or stopped. cause: a sentence for the record."""
+    """How an attempt ended. cause: a phrase for run.json."""
 
     status: Literal["finished", "stopped"]
     cause: str
 
 
 def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World, run_dir: Path) -> Outcome:
-    """Train the run in `run_dir`, from its newest checkpoint where there is one.
+    """Train the run in `run_dir`, from its newest checkpoint where there is one. Called on all ranks.
 
     Args: mapping: the configuration as written to config.yaml.
-    Raises: UserError: the data, the model or the device is not as configured. StopRequested: the state is saved.
+    Raises: UserError: the data, the model or the device is not as configured, or the run cannot be resumed.
+        StopRequested: a signal has stopped the run.
     """
     console = Console()
     record = Record(run_dir)
-    stop = StopOnSignal(config.trainer.log_every_n_steps)
-    checkpoint = choose_checkpoint(run_dir, world.rank)
+    stop = StopOnSignal()
+    checkpoint = choose_checkpoint(run_dir)
     data, module = build_data_and_module(config, task, world, run_dir if checkpoint else None)
+    check_interval(config, data)
+    decide_on_rank_0(lambda: _record_data(record, data, resumed=checkpoint is not None))
     if world.rank == 0:
         facts = {"data": dict(data.describe()), "model": _model_facts(module)}
         record.update(**facts)
@@ -61,33 +67,54 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
             data.write_input_spec(run_dir)
         print_start(console, run_dir, config, world, facts, checkpoint)
     metrics = TrainingMetrics(config.trainer.log_every_n_steps, config.trainer.precision)
-    callbacks: list[Callback] = [RandomState(), metrics, stop]
-    if config.trainer.enable_progress_bar:
-        callbacks.append(ProgressBar(metrics, console))
-    callbacks += build_early_stopping(config)
-    callbacks.append(Checkpointing(config, run_dir, stop))
+    saving = Checkpointing(config, run_dir, stop, metrics.clock)
+    early_stopping = build_early_stopping(config)
+    bar = [ProgressBar(metrics, console)] if config.trainer.enable_progress_bar else []
+    # Saving comes last: a checkpoint holds what the others have made of the step.
+    callbacks: list[Callback] = [RandomState(), metrics, stop, *bar, *early_stopping, saving]
     loggers = build_loggers(config, mapping, record) if world.rank == 0 else []
     trainer = build_trainer(config, world, run_dir, callbacks, loggers)
+    evaluate_after_last_step(trainer, config)
     start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint / STATE_FILE) if checkpoint else None)
+        training_s = time.perf_counter() - start
+        metrics.log_window(trainer)
+        model_file = finish(config, trainer, module, data, run_dir, saving.best_step)
     except StopRequested:
         _finish_loggers(loggers, 1, None)
         raise
-    training_s = time.perf_counter() - start
-    model_file = _finish(config, trainer, module, data, run_dir)
     places = _finish_loggers(loggers, 0, model_file)
+    cause = _cause(trainer)
     if trainer.is_global_zero:
+        console.print(cause, highlight=False)
         print_summary(console, run_dir, config, training_s, places)
-    return Outcome("finished", f"all {trainer.global_step} steps done")
+    return Outcome("finished", cause)
 
 
-def _finish(config: Config, trainer: pl.Trainer, module: TrainingModule, data: DataModule, run_dir: Path) -> Path:
+def _record_data(record: Record, data: DataModule, resumed: bool) -> None:
+    """Store the data's fingerprint in the run's first attempt, and compare it in later ones.
+
+    Raises: UserError: the run has been trained on other data.
+    """
+    fingerprint = data.fingerprint()
+    stored = record.read().get("data_fingerprint")
+    if resumed and stored is not None and fingerprint != stored:
+        raise UserError(
+            f"{record.directory}: the data has changed since this run began; "
+            "start over with run.fresh=true or another run.name, or restore the data"
+        )
+    record.update(data_fingerprint=fingerprint)
+
+
+def finish(
+    config: Config, trainer: pl.Trainer, module: TrainingModule, data: DataModule, run_dir: Path, best_step: int | None
+) -> Path:
     """Load the best weights, test them where there is a test set, and write them as safetensors.
 
-    They come from the checkpoint, which holds full tensors under every strategy.
+    They come from the checkpoint, which holds full tensors under every strategy. Called on all ranks.
     """
-    state = read_state(choose_final_checkpoint(run_dir, trainer.global_rank) / STATE_FILE)
+    state = read_state(choose_final_checkpoint(run_dir, best_step) / STATE_FILE)
     if "test" in data.sets and config.trainer.limit_test_batches:
         trainer.strategy.load_model_state_dict(state)
         trainer.test(module, datamodule=data, verbose=False)
@@ -95,6 +122,12 @@ def _finish(config: Config, trainer: pl.Trainer, module: TrainingModule, data: D
     if trainer.is_global_zero:
         write_weights(state["state_dict"], path)
     return path
+
+
+def _cause(trainer: pl.Trainer) -> str:
+    stopping = trainer.early_stopping_callback
+    early = stopping.stopping_reason_message if stopping is not None else None
+    return f"stopped early after step {trainer.global_step}: {early}" if early else f"{trainer.global_step} steps done"
 
 
 def _finish_loggers(loggers: list[Logger], exit_code: int, model_file: Path | None) -> dict[str, str]:

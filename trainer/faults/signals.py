@@ -1,4 +1,4 @@
-"""The signals that request a stop, before training handles them at a step boundary."""
+"""Signals that request a stop before training handles them, and the stop file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ _stop_requested = threading.Event()
 
 
 def stop_before_training() -> None:
-    """Until training handles signals: SIGUSR1, which SLURM sends ahead of a time limit, ends the process as stopped,
-    not as killed."""
+    """Handle stop signals until training does.
+
+    SIGTERM and SIGUSR1, which SLURM sends ahead of a time limit, exit with 75. SIGINT raises KeyboardInterrupt, which
+    exits with 130 before a run is open and with 75 afterwards.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         _stop_requested.set()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         create_stop_file()
         # Not 0: peers may be waiting for this rank where no handler of theirs can run, and srun has to end them.
         sys.exit(EXIT_STOPPED)
 
-    signal.signal(signal.SIGUSR1, stop)
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
 
 
 def stop_requested() -> bool:
@@ -38,7 +44,7 @@ def stop_requested() -> bool:
 
 
 def create_stop_file() -> bool:
-    """Report the stop through the stop file. Returns: whether the launcher has named one."""
+    """Create the stop file. Returns: whether the launcher has named one."""
     if STOP_FILE_VARIABLE not in os.environ:
         return False
     Path(os.environ[STOP_FILE_VARIABLE]).touch()

@@ -1,57 +1,86 @@
-"""Stop on SIGTERM, SIGINT or SIGUSR1 at the end of a step that all ranks agree on, with a checkpoint, resumable.
+"""Stop on SIGTERM, SIGINT or SIGUSR1 after a step that all ranks agree on, with a checkpoint.
 
-Lightning's own handler runs a collective inside the signal handler, and its requeue saves in the middle of a step;
-here the handler sets a flag, and between two steps the ranks compare their flags.
+Lightning's own handler runs a collective inside the signal handler, and its requeue saves in the middle of a step.
+Here the handler sets a flag, and the ranks combine their flags after each step.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
+from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
-from trainer.collectives import all_reduce_sum
+from trainer.collectives import PendingAny, has_peers
+from trainer.errors import EXIT_STOPPED
 from trainer.faults.signals import STOP_SIGNALS
 
 
 class StopRequested(Exception):
-    """Somebody asked the run to stop; its state is saved as far as there is any."""
+    """A signal asked the run to stop. The message says after which step, and whether that step is saved."""
 
 
 class StopOnSignal(pl.Callback):
-    """Sets `requested` on a signal; `agreed` tells at a step's end whether any rank was asked."""
+    """Sets `requested` on a signal; `agreed` says after a step or an evaluation batch whether any rank got one."""
 
-    def __init__(self, check_every_n_steps: int) -> None:
-        self.check_every_n_steps = check_every_n_steps
+    def __init__(self) -> None:
         self.requested = False
         self.training = False
+        self.pending: PendingAny | None = None
         self.install()
 
     def install(self) -> None:
-        """Take the signals over."""
+        """Handle the stop signals from now on."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            # A second Ctrl-C: the step in progress is lost. `print` is not reentrant.
+            os.write(2, b"\nended within a step\n")
+            raise SystemExit(EXIT_STOPPED)
         self.requested = True
         if not self.training:
-            raise StopRequested(f"{signal.Signals(number).name} before the first step")
+            raise StopRequested("before the first step")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning has just installed its own handlers."""
+        """Handle the signals again: Lightning has just installed handlers of its own."""
         self.training = True
         self.install()
 
-    def agreed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Whether to stop after the step just done; the same answer on all ranks.
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finish the last exchange: the process group must not be left while it runs."""
+        if self.pending is not None:
+            self.pending.read()
+            self.pending = None
 
-        One process looks at every step. Several ranks compare only every so often, since comparing waits for the GPU.
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop within the final test, which is repeated on resuming."""
+        if self.agreed():
+            raise StopRequested(f"after step {trainer.global_step}, saved")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finish the last exchange."""
+        self.on_train_end(trainer, pl_module)
+
+    def agreed(self) -> bool:
+        """Whether to stop now; the same answer on all ranks, which all call this after the same steps and batches.
+
+        Several ranks receive here what the last call asked, and ask again: waiting for the sum at once would wait for
+        the device in every step. A stop is so noticed one step after the signal.
         """
-        if trainer.world_size == 1:
+        if not has_peers():
             return self.requested
-        if trainer.global_step % self.check_every_n_steps:
-            return False
-        flag = torch.tensor(float(self.requested), device=pl_module.device)
-        return bool(all_reduce_sum(flag).item())
+        answer = self.pending.read() if self.pending is not None else False
+        self.pending = None if answer else PendingAny(self.requested)
+        return answer

@@ -15,7 +15,7 @@ from trainer.run.files import METRICS_FILE
 
 
 class JsonlLogger(Logger):
-    """Appends {"step": ..., name: value, ...} on rank 0; each line is on its way to disk when the call returns."""
+    """Appends {"step": ..., name: value, ...} on rank 0; each line is in the file when the call returns."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
@@ -23,20 +23,20 @@ class JsonlLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning's hook."""
+        """Name of the logger, which Lightning asks for."""
         return "jsonl"
 
     @property
     def version(self) -> str:
-        """Lightning's hook."""
+        """Empty: a run directory is its own version."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One line."""
+        """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}}) + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """config.yaml holds them."""
+        """Write nothing: config.yaml holds them."""

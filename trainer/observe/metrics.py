@@ -5,101 +5,143 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from trainer.collectives import all_reduce_sum
+from trainer.collectives import all_gather_json, all_reduce_sum
 from trainer.data.batch import StepBatch
 from trainer.data.module import DataModule
 from trainer.module import StepSums, TrainingModule
 from trainer.observe.flops import peak_flops_per_s
+from trainer.observe.step_time import StepClock
 
 RATE_PREFIX = "num_"
+STATE_KEY = "training_metrics"
 
 
 class TrainingMetrics(pl.Callback):
-    """Logs train/*, optim/* and perf/* as means over the steps since the last line.
+    """Logs train/*, optim/* and perf/* as means over the window of steps since the last line.
 
-    latest: the values last logged, for the progress bar.
+    A checkpoint holds the window that it was saved in, so that a resumed run logs the lines of an uninterrupted one.
+
+    latest: the values last logged, for the progress bar. clock: runs while steps are trained.
     """
 
     def __init__(self, log_every_n_steps: int, precision: str) -> None:
         self.log_every_n_steps, self.precision = log_every_n_steps, precision
         self.latest: dict[str, float] = {}
+        self.clock = StepClock()
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.num_samples = self.num_steps = 0
-        self.paused_s = 0.0
-        self.paused_at: float | None = None
-        self._restart_clock(0.0)
+        # Seconds that the loader had waited when the window began.
+        self.waited_before_s = 0.0
+        # Of the last step.
+        self.epoch = 0
+        self.optim: dict[str, float | Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock starts when training does."""
-        self._restart_clock(self._data_wait_s(trainer))
+        """Start the clock."""
+        self.clock.start()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluation and the checkpoint after it are no training time."""
-        self.paused_at = time.perf_counter()
+        """Stop the clock: evaluation is not step time."""
+        self.clock.stop()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock again."""
+        if not trainer.sanity_checking:
+            self.clock.start()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Training goes on."""
-        if self.paused_at is not None:
-            self.paused_s += time.perf_counter() - self.paused_at
-            self.paused_at = None
+        """Forget the last step's norms: a step may compute none, and its line must not show an older one."""
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.grad_norms.clear()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch[Any], batch_idx: int
     ) -> None:
         """Add this step's sums; at the cadence, reduce and log."""
+        assert isinstance(pl_module, TrainingModule)
         sums: StepSums = outputs
         self.names = list(sums)
         values = torch.stack([value.detach().to(torch.float64) for value in sums.values()])
-        self.sums = values if self.sums is None else self.sums.add_(values)
+        self.sums = values if self.sums is None else self.sums.to(values.device).add_(values)
         self.num_samples += batch.num_samples
         self.num_steps += 1
+        self.epoch = trainer.current_epoch
+        self.optim = _optimizer_metrics(pl_module)
         if trainer.global_step % self.log_every_n_steps == 0:
-            self._log(trainer, pl_module)
+            self.log_window(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The steps since the last line."""
-        if self.num_steps:
-            self._log(trainer, pl_module)
+        """Stop the clock. The engine logs what is left of the window, also of a run that resumes after its last step,
+        for which Lightning calls no hook."""
+        self.clock.stop()
 
-    def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert self.sums is not None and isinstance(module, TrainingModule)
-        totals = dict(zip(self.names, all_reduce_sum(self.sums).tolist(), strict=True))
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Gather the window's sums of all ranks; called on all of them.
+
+        Each rank's are kept: adding them up here would round differently than adding them up at the window's end.
+        """
+        checkpoint[STATE_KEY] = {
+            "names": self.names,
+            "sums": all_gather_json(None if self.sums is None else self.sums.tolist()),
+            "num_samples": self.num_samples,
+            "num_steps": self.num_steps,
+            "elapsed_s": self.clock.read_s(),
+            "waited_s": _data_wait_s(trainer) - self.waited_before_s,
+            "epoch": self.epoch,
+            "optim": {name: float(value) for name, value in self.optim.items()},
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Continue the window. On another number of ranks than saved, rank 0 takes all of the sums."""
+        state = checkpoint[STATE_KEY]
+        self.names, self.num_samples, self.num_steps = state["names"], state["num_samples"], state["num_steps"]
+        self.epoch, self.optim = state["epoch"], state["optim"]
+        self.clock.reset(state["elapsed_s"])
+        self.waited_before_s = _data_wait_s(trainer) - state["waited_s"]
+        if self.num_steps:
+            sums = torch.tensor(state["sums"], dtype=torch.float64)
+            if len(sums) == trainer.world_size:
+                self.sums = sums[trainer.global_rank]
+            else:
+                self.sums = sums.sum(0) * (trainer.global_rank == 0)
+
+    def log_window(self, trainer: pl.Trainer) -> None:
+        """Log the window, if it has any step, and begin another. Called on all ranks."""
+        if self.sums is None:
+            return
+        device = trainer.strategy.root_device
+        totals = dict(zip(self.names, all_reduce_sum(self.sums.to(device)).tolist(), strict=True))
         # tolist() has waited for the device, so the time below covers the steps' computation.
-        elapsed_s = time.perf_counter() - self.started - self.paused_s
+        elapsed_s = self.clock.read_s()
         metrics = {f"train/{n}": v / self.num_samples for n, v in totals.items() if not n.startswith(RATE_PREFIX)}
-        metrics |= self._optimizer_metrics(trainer, module)
+        metrics["epoch"] = float(self.epoch)
+        metrics |= {name: float(value) for name, value in self.optim.items()}
         rates = {n.removeprefix(RATE_PREFIX): v for n, v in totals.items() if n.startswith(RATE_PREFIX)}
-        metrics |= self._performance(trainer, module.device, rates, elapsed_s)
+        metrics |= self._performance(trainer, device, rates, elapsed_s)
         self.latest = metrics
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self.sums, self.num_samples, self.num_steps = None, 0, 0
-        self._restart_clock(self._data_wait_s(trainer))
-
-    def _optimizer_metrics(self, trainer: pl.Trainer, module: TrainingModule) -> dict[str, float]:
-        names = list(module.networks())
-        metrics = {"epoch": float(trainer.current_epoch)}
-        for name in names:
-            suffix = "" if len(names) == 1 else f"_{name}"
-            metrics[f"optim/lr{suffix}"] = module.last_lrs[name]
-            if name in module.grad_norms:
-                metrics[f"optim/grad_norm{suffix}"] = float(module.grad_norms[name])
-        return metrics
+        self.clock.reset()
+        self.waited_before_s = _data_wait_s(trainer)
 
     def _performance(
         self, trainer: pl.Trainer, device: torch.device, rates: dict[str, float], elapsed_s: float
     ) -> dict[str, float]:
-        waited_s = self._data_wait_s(trainer) - self.waited_before_s
+        waited_s = _data_wait_s(trainer) - self.waited_before_s
         metrics = {
             "perf/samples_per_s": self.num_samples / elapsed_s,
             "perf/step_time_s": elapsed_s / self.num_steps,
@@ -109,16 +151,24 @@ class TrainingMetrics(pl.Callback):
         if device.type == "cuda":
             metrics["perf/peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
             peak = peak_flops_per_s(torch.cuda.get_device_name(device), self.precision)
-            # Nothing is guessed: a GPU that is not in the table has no MFU.
+            # A GPU that is not in the table has no MFU rather than a guessed one.
             if peak is not None and "flops" in rates:
                 metrics["perf/mfu"] = rates["flops"] / elapsed_s / (peak * trainer.world_size)
         return metrics
 
-    def _restart_clock(self, waited_s: float) -> None:
-        self.paused_at = None
-        self.started, self.paused_s, self.waited_before_s = time.perf_counter(), 0.0, waited_s
 
-    @staticmethod
-    def _data_wait_s(trainer: pl.Trainer) -> float:
-        data = getattr(trainer, "datamodule", None)
-        return data.train_loader.wait_s if isinstance(data, DataModule) and data.train_loader is not None else 0.0
+def _optimizer_metrics(module: TrainingModule) -> dict[str, float | Tensor]:
+    """Learning rate and, where the step has computed it, gradient norm of each network."""
+    names = list(module.networks())
+    metrics: dict[str, float | Tensor] = {}
+    for name in names:
+        suffix = "" if len(names) == 1 else f"_{name}"
+        metrics[f"optim/lr{suffix}"] = module.last_lrs[name]
+        if name in module.grad_norms:
+            metrics[f"optim/grad_norm{suffix}"] = module.grad_norms[name]
+    return metrics
+
+
+def _data_wait_s(trainer: pl.Trainer) -> float:
+    data = getattr(trainer, "datamodule", None)
+    return data.train_loader.wait_s if isinstance(data, DataModule) and data.train_loader is not None else 0.0

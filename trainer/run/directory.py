@@ -1,10 +1,11 @@
-"""The run directory: whether to resume one or start another, and the lock on it."""
+"""The run directory: the decision to resume one or to create another, and its lock."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import yaml
 
 from trainer.config.identity import identity, identity_hash, run_name
 from trainer.config.schema import Config
-from trainer.errors import UserError
+from trainer.errors import EXIT_STOPPED, UserError
 from trainer.run.files import (
     CHECKPOINTS_DIR,
     CONFIG_FILE,
@@ -43,7 +44,7 @@ class Run:
 
     @property
     def record(self) -> Record:
-        """Its run.json."""
+        """The run's run.json."""
         return Record(self.directory)
 
     def close(self) -> None:
@@ -55,22 +56,27 @@ class Run:
         """Record the start of an attempt and its failure; rank 0 records a regular end. Releases the lock.
 
         Args: stop_requested: whether a stop was requested before training, which makes a failure a stop.
+        Raises: SystemExit: with 75, after a stop before the first step or within one.
         """
         self.record.begin_attempt(launcher, world_size)
         try:
             yield
         except BaseException as error:
-            if stop_requested():
-                self.record.end_attempt("stopped", "on request before the first step")
-            else:
-                self.record.end_attempt("failed", f"{type(error).__name__}: {error}")
+            asked = isinstance(error, KeyboardInterrupt) or (
+                isinstance(error, SystemExit) and error.code == EXIT_STOPPED
+            )
+            if asked or stop_requested():
+                self.record.end_attempt("stopped", "on request, not at the end of a step")
+                print("stopped; the same command resumes", file=sys.stderr)
+                raise SystemExit(EXIT_STOPPED) from None
+            self.record.end_attempt("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             self.close()
 
 
 def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
-    """Resume the unfinished run of this identity, or make a new directory beside the finished ones.
+    """Resume the unfinished run of this identity, or create a new directory beside the finished ones.
 
     Args: mapping: the composed configuration, secrets as references, written to config.yaml.
     Raises: UserError: the run is in use, or run.name belongs to another experiment.
@@ -95,7 +101,7 @@ def _new_record(config: Config) -> dict[str, Any]:
         "created": now(),
         "hash": identity_hash(config),
         "identity": identity(config),
-        # Before W&B starts: a run that dies in its first second is still continued under the same id.
+        # Before W&B starts: a run that is killed in its first second still resumes under the same id.
         "wandb_id": secrets.token_hex(4),
         "attempts": [],
     }

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from trainer.run.files import METRICS_FILE, write_text
+from trainer.run.files import METRICS_FILE, fsync_path
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run in order; a last line cut short by a kill is left out."""
+    """The lines of a run in order, without a last line that is incomplete after a kill."""
     path = run_dir / METRICS_FILE
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def drop_lines_after(run_dir: Path, step: int) -> None:
-    """Remove what a killed attempt logged beyond the checkpoint that the run resumes from."""
+def flush_metrics(run_dir: Path) -> int:
+    """Flush metrics.jsonl to disk. Returns: its size in bytes, 0 where nothing was logged yet."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return 0
+    fsync_path(path)
+    return path.stat().st_size
+
+
+def cut_metrics(run_dir: Path, num_bytes: int) -> None:
+    """Cut metrics.jsonl back to its first `num_bytes`, as far as they end in a complete line."""
     path = run_dir / METRICS_FILE
     if path.exists():
-        kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        complete = path.read_bytes()[:num_bytes].rfind(b"\n") + 1
+        os.truncate(path, complete)
+        fsync_path(path)

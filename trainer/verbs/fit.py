@@ -91,7 +91,9 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> int:
     try:
         outcome = train(prepared.config, prepared.mapping, prepared.task, world, run_dir)
     except StopRequested as request:
-        outcome = Outcome("stopped", str(request))
+        outcome = Outcome("stopped", f"on request {request}")
+        if world.rank == 0:
+            print(f"stopped {request}; the same command resumes", flush=True)
     if world.rank == 0:
         Record(run_dir).end_attempt(outcome.status, outcome.cause)
     if outcome.status == "finished":
