@@ -8,8 +8,9 @@ the scaler and the optimizer's step remain Lightning's.
 
 from __future__ import annotations
 
+import io
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, cast
 
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
-from trainer.collectives import all_reduce_sum
+from trainer.collectives import all_gather_bytes, all_reduce_sum, has_peers
 from trainer.config.schema import Config
 from trainer.data.batch import B, MicroBatch, StepBatch
+from trainer.optim.hidden import find_outer_layers, hidden_weights
 from trainer.optim.optimizers import build_optimizer, build_scheduler
 
 # Sums over this rank's valid samples of a step, by name, all scalars on the device. `x` is logged as the mean train/x
@@ -30,17 +32,18 @@ StepSums = dict[str, Tensor]
 
 
 class NetworkStrategy:
-    """Mixed into every strategy: a module's networks are wrapped, exchanged and cleared one by one.
-
-    The defaults are those of a network that no other rank has a part of.
-    """
+    """Mixed into every strategy: handles each network of a module separately. The defaults are for full networks."""
 
     def accumulating(self, network: str, last: bool) -> AbstractContextManager[object]:
-        """Around one forward and backward; gradients of `network` go to the other ranks in a step's `last` only."""
+        """Wrap one forward and backward; gradients of `network` are reduced over ranks in a step's `last` one only."""
         return nullcontext()
 
+    def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
+        """The norm of all gradients together, a scalar that is the same on all ranks."""
+        return nn.utils.get_total_norm(gradients)
+
     def clear_gradients(self, optimizer: Optimizer) -> None:
-        """After a step."""
+        """Drop the gradients after a step; keeping zeros in their place would cost memory."""
         optimizer.zero_grad(set_to_none=True)
 
 
@@ -60,18 +63,20 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         super().__init__()
         self.config = config
         self.automatic_optimization = False
-        # What to call in training: the network itself, or what the strategy has wrapped around it.
+        # What to call in training: the network itself, or the strategy's wrapper around it.
         self.wrapped: dict[str, nn.Module] = {}
         # Norm of each network's global gradient at the last logged step, before clipping.
         self.grad_norms: dict[str, Tensor] = {}
-        # Learning rate that each network's last step has used.
+        # Learning rate of each network's last step.
         self.last_lrs: dict[str, float] = {}
         # Metrics of the last evaluation, with prefix; Lightning keeps them in single precision only.
         self.evaluated: dict[str, float] = {}
+        # This rank's own buffers while the networks hold the mean over ranks; None while they hold their own.
+        self.own_buffers: dict[str, Tensor] | None = None
 
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
-        """The networks by name; each is wrapped, sharded, compiled and optimised on its own. The last one's optimizer
+        """The networks by name; each is wrapped, sharded, compiled and optimised separately. The last one's optimizer
         counts the step."""
 
     @abstractmethod
@@ -87,19 +92,19 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         """Metrics over all ranks since the last call, without prefix ("loss", "accuracy"); called on all ranks."""
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook: until a strategy wraps them, wrapped are the networks."""
+        """Lightning's hook, before the strategy wraps the networks: without a wrapper they are called as they are."""
         self.wrapped = dict(self.networks())
 
     # ---- building blocks of a step
 
     def accumulate(self, batch: StepBatch[B], network: str) -> Iterator[B]:
-        """The micro-batches of a step; gradients of `network` are exchanged between ranks after the last one only."""
+        """The micro-batches of a step; gradients of `network` are reduced over ranks after the last one only."""
         for number, micro in enumerate(batch.micro_batches, 1):
             with self._strategy.accumulating(network, last=number == len(batch.micro_batches)):
                 yield micro
 
     def global_mean(self, loss_sum: Tensor, batch: StepBatch[Any]) -> Tensor:
-        """A summed loss, scaled so that the ranks' averaged gradients are those of the global batch's mean."""
+        """Scale a summed loss so that gradients averaged over ranks are those of the global batch's mean loss."""
         return loss_sum * (self.trainer.world_size / batch.num_samples)
 
     def optimize(self, network: str) -> None:
@@ -120,45 +125,91 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
 
     @property
     def _strategy(self) -> NetworkStrategy:
-        # Lightning's type knows nothing of it; every strategy of trainer.strategies is one.
+        # Lightning does not know this type; every strategy of trainer.strategies is one.
         return cast(NetworkStrategy, self.trainer.strategy)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Lightning's hook, after gradients are unscaled: clip them, and keep their norm where it will be logged."""
+        """Lightning's hook: clip the gradients and keep their norm for the logs.
+
+        Lightning has unscaled float16 gradients by now, except those of a fused optimizer, which does it in its step.
+        """
         limit = self.config.trainer.gradient_clip_val
         logged = (self.trainer.global_step + 1) % self.config.trainer.log_every_n_steps == 0
         if limit is None and not logged:
             return
-        gradients = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(gradients, limit if limit is not None else float("inf"))
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = self._strategy.gradient_norm([p.grad for p in trained if p.grad is not None]).detach()
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_(trained, limit, norm)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm = norm / scaler.get_scale()
         index = [o.optimizer for o in self.trainer.strategy._lightning_optimizers].index(optimizer)
-        self.grad_norms[list(self.networks())[index]] = norm.detach()
+        self.grad_norms[list(self.networks())[index]] = norm
+
+    # ---- buffers that differ between ranks
 
     def average_buffers(self) -> None:
-        """Replace floating-point buffers by their mean over ranks; called on all of them.
+        """Replace floating-point buffers by their mean over ranks until the next step; called on all ranks.
 
-        Each rank's BatchNorm has seen its own share. Running averages are linear in what was seen, so evaluation and
-        checkpoints then do not depend on the rank.
+        Without synchronised BatchNorm each rank tracks the statistics of its own samples. Running averages are linear
+        in these, so evaluation and checkpoints that use the mean do not depend on the rank. Training continues from
+        each rank's own buffers: how often a run is evaluated, saved or stopped does not change it.
         """
-        if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+        if self.own_buffers is not None or not has_peers():
             return
-        buffers = [b for network in self.networks().values() for b in network.buffers() if b.is_floating_point()]
+        buffers = self._tracked_buffers()
+        self.own_buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         if not buffers:
             return
-        flat = all_reduce_sum(torch.cat([buffer.flatten() for buffer in buffers]))
+        flat = all_reduce_sum(torch.cat([buffer.flatten() for buffer in buffers.values()]))
         flat /= torch.distributed.get_world_size()
-        for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        for buffer, mean in zip(buffers.values(), flat.split([b.numel() for b in buffers.values()]), strict=True):
             buffer.copy_(mean.view_as(buffer))
+
+    def _tracked_buffers(self) -> dict[str, Tensor]:
+        """Floating-point buffers that belong to the state; others, such as rotary frequencies, are constants."""
+        return {
+            f"{network}.{name}": value
+            for network, module in self.networks().items()
+            for name, value in module.state_dict(keep_vars=True).items()
+            if not isinstance(value, nn.Parameter) and value.is_floating_point()
+        }
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Lightning's hook: a step starts from this rank's own buffers."""
+        if self.own_buffers is not None:
+            for name, buffer in self._tracked_buffers().items():
+                buffer.copy_(self.own_buffers[name])
+            self.own_buffers = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: add every rank's own buffers, {name: tensor} by rank, beside the mean in the state_dict."""
+        assert self.own_buffers is not None or not has_peers(), "average_buffers comes before a checkpoint"
+        own = self.own_buffers or {}
+        buffer = io.BytesIO()
+        torch.save({name: tensor.cpu() for name, tensor in own.items()}, buffer)
+        gathered = all_gather_bytes(buffer.getvalue())
+        checkpoint["rank_buffers"] = [torch.load(io.BytesIO(data), weights_only=True) for data in gathered]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: keep this rank's own buffers for the next step; another world size starts from the mean."""
+        saved = checkpoint["rank_buffers"]
+        if len(saved) == self.trainer.world_size > 1:
+            self.own_buffers = saved[self.trainer.global_rank]
 
     # ---- Lightning's hooks
 
     def on_validation_start(self) -> None:
-        """Lightning's hook."""
+        """Lightning's hook: all ranks evaluate the same network."""
         self.average_buffers()
 
     def configure_optimizers(self) -> Any:
         """One optimizer and schedule for each network, in the order of `networks`."""
-        optimizers = [build_optimizer(self.parameter_groups(name), self.config) for name in self.networks()]
+        optimizers = [
+            build_optimizer(self.parameter_groups(name), self.config, hidden_weights(network, self.outer_layers(name)))
+            for name, network in self.networks().items()
+        ]
         total_steps = int(self.trainer.estimated_stepping_batches)
         schedulers = [
             {"scheduler": build_scheduler(optimizer, self.config.scheduler, total_steps), "interval": "step"}
@@ -174,26 +225,34 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
 
+    def outer_layers(self, network: str) -> Iterable[nn.Module]:
+        """Input and output layers of one network, which Muon leaves to AdamW; embeddings need not be named.
+
+        By default the first and the last layer with a weight matrix, in the order in which the network registers
+        them. Override it for a network that registers them in another order or has several inputs or outputs.
+        """
+        return find_outer_layers(self.networks()[network])
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Lightning's hook."""
+        """Lightning's hook: see `evaluation_step`."""
         self.evaluation_step(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Lightning's hook."""
+        """Lightning's hook: see `evaluation_step`."""
         self.evaluation_step(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        """Lightning's hook."""
+        """Lightning's hook: log the metrics of the whole set."""
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        """Lightning's hook."""
+        """Lightning's hook: log the metrics of the whole set."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
         metrics = {f"{prefix}/{name}": value for name, value in self.evaluation_metrics(prefix).items()}
         # evaluation_metrics has reduced over ranks already: sync_dist would average the same numbers once more.
-        # Lightning would hand the loggers a step one behind that of the training lines.
+        # Lightning would pass the loggers a step one behind that of the training lines.
         self.log_dict(metrics, logger=False, sync_dist=False)
         self.evaluated = {name: float(value) for name, value in metrics.items()}
         if not self.trainer.sanity_checking:
@@ -203,17 +262,20 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
 
 
 class SupervisedModule(TrainingModule[ConfigT]):
-    """One network and a loss that is a sum over samples."""
+    """A task with one network, and with a loss that is a sum over samples."""
 
     model: nn.Module
 
     def networks(self) -> Mapping[str, nn.Module]:
-        """The one network."""
+        """See TrainingModule; the network is called model."""
         return {"model": self.model}
 
     @abstractmethod
     def loss(self, network: nn.Module, micro: Any) -> tuple[Tensor, StepSums]:
-        """Returns: (loss summed over the valid rows, other sums over the valid rows). `network` is what to call."""
+        """Compute the loss of a micro-batch by calling `network`.
+
+        Returns: (loss summed over the valid rows, other sums over the valid rows).
+        """
 
     def training_step(self, batch: StepBatch[MicroBatch], batch_idx: int) -> StepSums:
         """Forward and backward of each micro-batch, then one step."""

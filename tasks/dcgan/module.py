@@ -25,7 +25,6 @@ from trainer.data.batch import StepBatch
 from trainer.data.images.batches import ImageTransform
 from trainer.errors import UserError
 from trainer.module import StepSums, TrainingModule
-from trainer.strategies.batchnorm import convert_sync_batchnorm
 
 SCORES_FILE = "scores.jsonl"
 
@@ -51,13 +50,6 @@ class DCGANModule(TrainingModule):
     def networks(self) -> Mapping[str, nn.Module]:
         """See TrainingModule; the generator ends the step."""
         return {"discriminator": self.discriminator, "generator": self.generator}
-
-    def setup(self, stage: str) -> None:
-        """See TrainingModule."""
-        if self.config.trainer.sync_batchnorm and self.trainer.world_size > 1:
-            for network in self.networks().values():
-                convert_sync_batchnorm(network, self.trainer.strategy.root_device)
-        super().setup(stage)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Lightning's hook."""

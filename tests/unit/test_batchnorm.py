@@ -10,10 +10,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from trainer.strategies.batchnorm import GlobalBatchNorm, convert_sync_batchnorm
+from trainer.strategies.batchnorm import GlobalBatchNorm, synchronise_batchnorm
 
 CHANNELS = 3
-CPU = torch.device("cpu")
+
+
+def synchronised(network: nn.Module) -> nn.Module:
+    synchronise_batchnorm(network, "cpu")
+    return network
 
 
 def network(momentum: float | None = 0.1) -> nn.Sequential:
@@ -26,7 +30,7 @@ def network(momentum: float | None = 0.1) -> nn.Sequential:
 
 
 def images() -> Tensor:
-    """(7, 3, 6, 6): an odd number of rows, far from zero so that a careless variance would lose digits."""
+    """(7, 3, 6, 6): an odd number of rows, far from zero where a one-pass variance would lose digits."""
     return torch.randn(7, CHANNELS, 6, 6, generator=torch.Generator().manual_seed(1)) + 50.0
 
 
@@ -44,7 +48,7 @@ def two_steps(model: nn.Module, parts: list[Tensor]) -> dict[str, Tensor]:
 def on_rank(rank: int, rows: list[int], momentum: float | None, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(rows))
-    model = convert_sync_batchnorm(network(momentum), CPU)
+    model = synchronised(network(momentum))
     parts = [whole.split(rows)[rank] for whole in (images(), images().flip(0))]
     torch.save(two_steps(model, parts), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -68,7 +72,7 @@ def test_ranks_equal_one_batch(tmp_path: Path, rows: list[int], momentum: float 
 
 
 def test_conversion_keeps_keys_and_values() -> None:
-    plain, converted = network(), convert_sync_batchnorm(network(), CPU)
+    plain, converted = network(), synchronised(network())
     assert isinstance(converted[0], GlobalBatchNorm)  # pyright: ignore[reportIndexIssue]
     assert list(plain.state_dict()) == list(converted.state_dict())
     for before, after in zip(plain.state_dict().values(), converted.state_dict().values(), strict=True):
@@ -76,12 +80,17 @@ def test_conversion_keeps_keys_and_values() -> None:
 
 
 def test_gpus_get_torchs_own_layer() -> None:
-    converted = convert_sync_batchnorm(network(), torch.device("cuda"))
-    assert type(converted[0]) is nn.SyncBatchNorm  # pyright: ignore[reportIndexIssue]
+    converted = network()
+    synchronise_batchnorm(converted, "cuda")
+    assert type(converted[0]) is nn.SyncBatchNorm
+    # All that torch's forward reads of a layer that its own conversion has made.
+    torchs = nn.SyncBatchNorm.convert_sync_batchnorm(network())[0]  # pyright: ignore[reportIndexIssue]
+    assert vars(torchs).keys() <= vars(converted[0]).keys()
+    assert converted[0].process_group is None
 
 
 def test_one_process_computes_what_batchnorm_does() -> None:
-    plain, converted = network(), convert_sync_batchnorm(network(), CPU)
+    plain, converted = network(), synchronised(network())
     for model in (plain, converted):
         model.train()
     assert torch.equal(plain(images()), converted(images()))
@@ -95,7 +104,8 @@ def test_bf16_keeps_statistics_in_single_precision(tmp_path: Path) -> None:
 def _bf16_on_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    layer = convert_sync_batchnorm(nn.BatchNorm2d(CHANNELS), CPU)
+    layer = nn.BatchNorm2d(CHANNELS)
+    synchronise_batchnorm(layer, "cpu")
     output = layer(images().split([4, 3])[rank].bfloat16())
     assert output.dtype == torch.bfloat16
     expected = nn.BatchNorm2d(CHANNELS)

@@ -1,4 +1,4 @@
-"""performance.compile compiles, whatever the network's class is."""
+"""performance.compile compiles networks of any class."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from trainer.verbs.prepare import Options, prepare
 
 
 class Wrapped(nn.Module):
-    """A network of somebody's own."""
+    """A network whose class is not torch's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,12 +35,13 @@ def test_every_network_is_compiled(network: nn.Module, compiled: bool) -> None:
 
     names, points = set(network.state_dict()), torch.ones(3, 2)
     expected = network(points)
-    config = prepare(SPIRALS_WORDS, Options()).config
+    plan = prepare(SPIRALS_WORDS, Options())
+    config = plan.config
     config = replace(config, performance=replace(config.performance, compile=compiled))
     previous = torch.compiler.get_default_backend()
     torch.compiler.set_default_backend(count)
     try:
-        prepare_networks(config, SimpleNamespace(networks=lambda: {"network": network}))  # pyright: ignore[reportArgumentType]
+        prepare_networks(config, SimpleNamespace(networks=lambda: {"network": network}), plan.world)  # pyright: ignore[reportArgumentType]
         torch.testing.assert_close(network(points), expected)
     finally:
         torch.compiler.set_default_backend(previous)

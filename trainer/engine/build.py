@@ -1,4 +1,4 @@
-"""The parts of a training run, each built from the configuration."""
+"""Data, networks, Trainer and loggers of a run, from the configuration."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from trainer.module import TrainingModule
 from trainer.observe.jsonl import JsonlLogger
 from trainer.run.files import MODEL_FILE
 from trainer.run.record import Record
+from trainer.strategies.batchnorm import synchronise_batchnorm
 from trainer.strategies.build import build_strategy
 from trainer.task import TaskSpec
 from trainer.world import World
@@ -31,9 +32,10 @@ from trainer.world import World
 def build_data_and_module(
     config: Config, task: TaskSpec, world: World, run_dir: Path | None = None
 ) -> tuple[DataModule, TrainingModule]:
-    """Data and networks of a run on this rank: the same weights on all ranks, then each rank's own random stream.
+    """Build data and networks on this rank: the same weights on all ranks, then a random stream of its own.
 
-    Args: run_dir: of a run that has begun, whose input spec is kept.
+    Args: run_dir: of a run that has begun, whose input spec is used.
+    Raises: UserError: the data cannot be read, or the device does not support the precision.
     """
     device = rank_device(world)
     if config.trainer.precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported():
@@ -49,7 +51,7 @@ def build_data_and_module(
     data.load(device)
     pl.seed_everything(config.seed, verbose=False)
     module = task.build_module(config, data)
-    prepare_networks(config, module)
+    prepare_networks(config, module, world)
     pl.seed_everything(config.seed + world.rank, verbose=False)
     return data, module
 
@@ -57,7 +59,7 @@ def build_data_and_module(
 def build_trained(
     config: Config, task: TaskSpec, world: World, run_dir: Path
 ) -> tuple[DataModule, TrainingModule, pl.Trainer]:
-    """Data, networks with the run's final weights, and a Trainer without callbacks or loggers.
+    """Build data, networks with the run's final weights, and a Trainer without callbacks or loggers.
 
     Raises: UserError: the run has no weights yet.
     """
@@ -71,20 +73,22 @@ def build_trained(
     return data, module, build_trainer(config, world, run_dir, [], [])
 
 
-def prepare_networks(config: Config, module: TrainingModule) -> None:
-    """Memory order and compilation, in place: names of weights stay as they are."""
+def prepare_networks(config: Config, module: TrainingModule, world: World) -> None:
+    """Set batch statistics, memory format and compilation of all networks, in place; names of weights do not change."""
     for network in module.networks().values():
+        if config.trainer.sync_batchnorm and world.world_size > 1:
+            synchronise_batchnorm(network, world.accelerator)
         if config.performance.channels_last:
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if config.performance.compile and type(network).forward.__module__.startswith("torch.nn."):
-            # Module.compile() silently compiles nothing of torch's own containers: it skips their files.
+            # Module.compile() silently skips torch's own containers.
             network.forward = torch.compile(network.forward)
         elif config.performance.compile:
             network.compile()
 
 
 def rank_device(world: World) -> torch.device:
-    """The device of this rank; it becomes the current one."""
+    """The device of this rank, made the current one."""
     if world.accelerator == "cpu":
         return torch.device("cpu")
     torch.cuda.set_device(world.gpu_index)
@@ -94,7 +98,7 @@ def rank_device(world: World) -> torch.device:
 def build_trainer(
     config: Config, world: World, run_dir: Path, callbacks: list[Callback], loggers: list[Logger]
 ) -> pl.Trainer:
-    """Lightning's Trainer on the ranks that exist already."""
+    """Build Lightning's Trainer for ranks that are already running."""
     options = config.trainer
     trainer = pl.Trainer(
         accelerator=world.accelerator,
@@ -118,19 +122,19 @@ def build_trainer(
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=run_dir,
-        # The project has its own, for reasons that each of them gives.
+        # The project has its own; the docstring of each says why.
         enable_progress_bar=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    # Lightning 2.6 broadcasts a flag and reads it from the device before every step; `StopOnSignal` replaces it.
+    # Lightning 2.6 broadcasts a SIGTERM flag and waits for the device before every step; `StopOnSignal` replaces it.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer
 
 
 def build_loggers(config: Config, mapping: dict[str, Any], record: Record) -> list[Logger]:
-    """metrics.jsonl always, and what the configuration adds. Rank 0 only."""
+    """Loggers of rank 0: metrics.jsonl always, and the configured service."""
     loggers: list[Logger] = [JsonlLogger(record.directory)]
     if isinstance(config.logger, WandbLoggerConfig):
         from trainer.observe.wandb import build_wandb_logger
