@@ -67,3 +67,8 @@ def nearest(word: str, choices: Sequence[str]) -> str:
     if close and len(listing) > 100:
         return f"did you mean {close[0]}?"
     return f"did you mean {close[0]}? (possible: {listing})" if close else f"possible: {listing}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun for a message: 1 rank, 2 ranks, 0 GPUs."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

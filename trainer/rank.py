@@ -1,6 +1,6 @@
-"""A rank that torch's elastic agent has started.
+"""Entry point of a rank that torch's elastic agent has started.
 
-`python -m trainer.rank VERB RUN_DIR [key=value ...]` where the parent has opened the run, or
+`python -m trainer.rank VERB RUN_DIR [key=value ...]` where the parent process has opened the run, or
 `python -m trainer.rank join WORDS...` where the ranks of several nodes open it together.
 """
 
@@ -23,7 +23,7 @@ from trainer.verbs.stored_run import prepare_stored
 
 
 def main() -> int:
-    """Returns: exit code."""
+    """Run the verb on this rank. Returns: exit code; errors are passed to the parent, which prints the first one."""
     end_with_parent(signal.SIGKILL)
     stop_before_training()
     verb, *arguments = sys.argv[1:]
@@ -39,11 +39,11 @@ def main() -> int:
             return fit_joined(prepare(overrides, options))
         return _on_rank(verb, Path(arguments[0]), arguments[1:])
     except UserError as error:
-        # The parent prints it, once for all ranks.
+        # The parent prints it once for all ranks.
         handler.record_exception(error)
         return EXIT_USER
     except Exception as error:
-        # To the log, not to the terminal: the parent shows the first failure of all ranks, last.
+        # To the log, not to the terminal: the parent prints the first failure of all ranks.
         logging.getLogger("trainer").exception("this rank failed")
         handler.record_exception(error)
         return EXIT_BUG

@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.config.credentials import has_wandb_key
 from trainer.config.deepspeed import file_problems, shards_parameters
 from trainer.config.groups import AdamConfig, SGDConfig, WandbLoggerConfig
+from trainer.config.nodes import node_problems
 from trainer.config.schema import Config
 from trainer.config.strategies import DDPConfig, DeepSpeedFileConfig, shards_state
 from trainer.errors import ConfigError, Problem
@@ -25,6 +26,7 @@ def validate(config: Config, task: TaskSpec, world: World) -> None:
     checks = (_length, _batch, _precision, _optimizer, _monitor, _run, _logger)
     problems = [problem for check in checks for problem in check(config, world)]
     problems += _strategy(config, world, task)
+    problems += node_problems(config, world.local_world_size)
     problems += task.validate(config)
     if problems:
         raise ConfigError(problems)
@@ -44,6 +46,8 @@ def _length(config: Config, world: World) -> Iterator[Problem]:
 
 def _batch(config: Config, world: World) -> Iterator[Problem]:
     size, ranks, micro = config.batch.global_size, world.world_size, config.batch.micro_size
+    if world.resized:
+        return
     if size % ranks:
         lower, upper = size - size % ranks, size + ranks - size % ranks
         possible = f"{lower} or {upper}" if lower else str(upper)

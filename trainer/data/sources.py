@@ -7,15 +7,14 @@ set's splits are train, val and test, folders of images whose file names look li
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from trainer.errors import Problem, UserError
+from trainer.network import route_problem
 
 if TYPE_CHECKING:
     import datasets
@@ -35,7 +34,6 @@ SPLITS = {
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 EXPECTED = "expected parquet, csv or jsonl files named by split (train, validation, test), or one folder a class"
-ROUTE_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -186,22 +184,9 @@ def _offline_without_route() -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
-    if not _route_exists(constants.ENDPOINT):
+    if route_problem(constants.ENDPOINT) is not None:
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
-
-
-def _route_exists(endpoint: str) -> bool:
-    """Whether the server answers; behind a proxy the library finds out by itself."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    address = urlsplit(endpoint)
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=ROUTE_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True

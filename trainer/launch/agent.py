@@ -1,4 +1,4 @@
-"""Start the ranks of this host with torch.distributed.elastic and wait for them. Torch-free at import."""
+"""Start the ranks of this host with torch.distributed.elastic and wait for them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.identity import identity_hash
+from trainer.config.nodes import node_range
 from trainer.config.schema import Config, LaunchConfig
 from trainer.errors import EXIT_USER, UserError
 from trainer.faults.signals import STOP_FILE_VARIABLE, STOP_SIGNALS
-from trainer.launch.discover import node_range, rendezvous_endpoint
+from trainer.launch.discover import rendezvous_endpoint
 from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND, NODES_BACKEND
 from trainer.launch.torchrun import create_handler
 from trainer.world import World
@@ -26,14 +27,14 @@ from trainer.world import World
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-# Ranks that outlive a dead peer get this long to end by themselves before they are killed.
+# Ranks that survive a dead peer get this long to end by themselves before they are killed.
 SHUTDOWN_TIMEOUT_S = 5
 
 
 def start_ranks(world: World, launch: LaunchConfig, arguments: Sequence[str], run_dir: Path) -> None:
     """Start this host's ranks as `python -m trainer.rank ARGUMENTS` and wait for them.
 
-    Raises: UserError: what a rank told the user. RankFailure: a rank failed; the first cause, told last.
+    Raises: UserError: a rank reported a user error. RankFailure: a rank failed; the message names the first cause.
     """
     run_agent(
         ["-m", "trainer.rank", *arguments],
@@ -51,14 +52,15 @@ def start_ranks(world: World, launch: LaunchConfig, arguments: Sequence[str], ru
 def start_nodes(world: World, config: Config, words: Sequence[str]) -> bool:
     """Start this node's ranks, which join those of the other nodes that were started with the same words.
 
-    Returns: whether the ranks stopped on request. Raises: as start_ranks, and UserError: a wrong endpoint or interface.
+    Returns: whether the ranks stopped on request. Raises: as start_ranks; UserError also for a wrong endpoint or
+        interface.
     """
     low, high = node_range(config.trainer, config.launch)
     interface = config.launch.interface
     endpoint = rendezvous_endpoint(config.launch)
     assert endpoint is not None, "plan_world has checked it"
     with tempfile.TemporaryDirectory() as directory:
-        # A job script may have named the file already, and looks at it itself.
+        # A job script may have set the variable already, and checks the file itself.
         stop_file = Path(os.environ.setdefault(STOP_FILE_VARIABLE, str(Path(directory) / "stopped")))
         run_agent(
             ["-m", "trainer.rank", "join", *words],
@@ -79,11 +81,11 @@ def start_nodes(world: World, config: Config, words: Sequence[str]) -> bool:
 
 
 def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> None:
-    """Let torch's elastic agent run the ranks of this host, each as `python COMMAND`.
+    """Run the ranks of this host under torch's elastic agent, each as `python COMMAND`.
 
-    SIGTERM, SIGINT and SIGUSR1 are passed on: the ranks agree on a step to stop at and end by themselves.
+    SIGTERM, SIGINT and SIGUSR1 are forwarded: the ranks agree on a step to stop at and end by themselves.
     """
-    # A store warns of every connection that ends, with a stack of C++ frames.
+    # torch's store logs every closed connection as a warning with a C++ stack trace.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -97,28 +99,28 @@ def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> N
     config = LaunchConfig(
         shutdown_timeout=SHUTDOWN_TIMEOUT_S, signals_to_handle="SIGHUP", logs_specs=DefaultLogsSpecs(), **options
     )
-    # What elastic says of a failure, `_first_cause` says in a sentence, and of one that is mended, `_TellFailure`.
+    # Elastic's log of a failure is replaced by one sentence: from `_first_cause`, or `_RestartReport` before a restart.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     if config.max_restarts:
         failures = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
-        failures.addHandler(_TellFailure(logging.ERROR))
+        failures.addHandler(_RestartReport(logging.ERROR))
         failures.setLevel(logging.ERROR)
         failures.propagate = False
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
-    with _passing_signals_on():
+    with _forwarding_signals():
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
             raise _first_cause(error, run_dir) from None
         except RendezvousError as error:
-            raise RankFailure(f"the nodes have not met at {config.rdzv_endpoint}: {error}") from error
+            raise RankFailure(f"the nodes did not meet at {config.rdzv_endpoint}: {error}") from error
 
 
-class _TellFailure(logging.Handler):
-    """One line for the failure that makes elastic restart the ranks, which it passes to its log only."""
+class _RestartReport(logging.Handler):
+    """Prints a line for a failure after which elastic restarts the ranks: elastic itself writes only to its log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Elastic's arguments: exit code, local rank, process, command."""
+        """The arguments of elastic's record are exit code, local rank, process, command."""
         if record.msg.startswith("failed (exitcode") and isinstance(record.args, tuple):
             code = int(str(record.args[0]))
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
@@ -126,16 +128,16 @@ class _TellFailure(logging.Handler):
 
 
 class RankFailure(Exception):
-    """A rank failed. The message names the rank, its cause and its log."""
+    """A rank failed. The message names the rank, the cause and its log."""
 
 
 def _first_cause(error: ChildFailedError, run_dir: Path | None) -> Exception:
-    """The failure that made the others fail: a rank that was killed or raised, not one whose peer vanished."""
+    """The failure that caused the others: of a rank that was killed or raised, not of one that lost its peer."""
 
     def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int, int]:
         rank, failure = item
         ended_by_agent = failure.exitcode == -signal.SIGTERM
-        # elastic's message is the text, or the whole record where the rank has written one.
+        # The message is a text, or the whole record where the rank has written an error file.
         lost_peer = re.search(r"Connection \w+ by peer|PeerLost", str(failure.message)) is not None
         return ended_by_agent, lost_peer, failure.timestamp, rank
 
@@ -157,15 +159,15 @@ def _first_cause(error: ChildFailedError, run_dir: Path | None) -> Exception:
 
 
 @contextmanager
-def _passing_signals_on() -> Iterator[None]:
-    """Hand signals to the ranks as SIGTERM instead of dying: elastic would end them before they can save."""
+def _forwarding_signals() -> Iterator[None]:
+    """Forward stop signals to the ranks as SIGTERM: elastic's own handler would end them before they can save."""
     import psutil
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         for child in psutil.Process().children():
             child.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from trainer.config.groups import SlurmLaunchConfig
+from trainer.config.nodes import node_range, planned_nodes
 from trainer.config.schema import LaunchConfig, TrainerConfig
-from trainer.errors import ConfigError, Problem
+from trainer.errors import ConfigError, Problem, counted
 from trainer.launch import slurm
 from trainer.launch.network import parse_endpoint
 from trainer.world import Accelerator, World, num_visible_gpus
 
 
 def plan_world(trainer: TrainerConfig, launch: LaunchConfig, environment: Mapping[str, str] = os.environ) -> World:
-    """What `trainer.devices`, `num_nodes` and `accelerator` mean here.
+    """The ranks that `trainer.devices`, `num_nodes` and `accelerator` give on this machine.
 
-    Raises: ConfigError: more devices than there are, or other numbers than the launcher gave. UserError: the node that
-        the ranks are to meet at has no address.
+    Raises: ConfigError: more devices than there are, or other numbers than the launcher gave. UserError: the node where
+        the ranks meet has no address.
     """
     num_gpus = num_visible_gpus(environment)
     if trainer.accelerator == "cuda" and num_gpus == 0:
@@ -28,38 +30,41 @@ def plan_world(trainer: TrainerConfig, launch: LaunchConfig, environment: Mappin
     joined = joined_world(accelerator, launch, environment)
     if joined is not None:
         _check_joined(trainer, launch, joined, environment)
-        return joined
+        low, high = node_range(trainer, launch)
+        return replace(joined, resized=low < high and joined.num_nodes != planned_nodes(trainer, launch))
     if node_range(trainer, launch)[1] > 1 and rendezvous_endpoint(launch, environment) is None:
-        advice = "start this line with torchrun or srun on each node, or name one of them: launch.endpoint=HOST:PORT"
+        advice = "start the same command with torchrun or srun on each node, or name one: launch.endpoint=HOST:PORT"
         raise ConfigError([Problem("trainer.num_nodes", trainer.num_nodes, advice)])
-    available = num_gpus if accelerator == "cuda" else 1
-    devices = available if trainer.devices == "auto" else trainer.devices
+    devices = (num_gpus if accelerator == "cuda" else 1) if trainer.devices == "auto" else trainer.devices
     if accelerator == "cuda" and devices > num_gpus:
-        raise ConfigError([Problem("trainer.devices", devices, f"{num_gpus} GPU(s) are visible here")])
-    nodes = _num_nodes(trainer, launch)
-    world = World("single" if devices * nodes == 1 else "elastic", accelerator, devices * nodes, devices, nodes)
+        raise ConfigError([Problem("trainer.devices", devices, f"{counted(num_gpus, 'GPU')} visible here")])
+    world = _started_world(accelerator, devices, planned_nodes(trainer, launch))
     if problems := slurm.allocation_problems(trainer.devices, world.world_size, environment):
         raise ConfigError(problems)
     return world
 
 
 def planned_world(trainer: TrainerConfig, launch: LaunchConfig) -> World:
-    """What would run, whether or not its devices are here. Raises: ConfigError: numbers that contradict.
+    """The ranks that the configuration asks for, whether or not their devices are here.
 
-    Several devices of which none is visible are taken for GPUs of another machine.
+    accelerator=auto is what this machine has, as in a run; accelerator=cuda plans for GPUs of another machine.
+    Raises: ConfigError: numbers that contradict.
     """
     if isinstance(launch, SlurmLaunchConfig):
         return submitted_world(trainer, launch)
-    num_gpus, nodes = num_visible_gpus(), trainer.num_nodes
-    several = nodes > 1 or (trainer.devices != "auto" and trainer.devices > 1)
-    on_gpus = trainer.accelerator == "cuda" or (trainer.accelerator == "auto" and (num_gpus > 0 or several))
+    num_gpus = num_visible_gpus()
+    on_gpus = trainer.accelerator == "cuda" or (trainer.accelerator == "auto" and num_gpus > 0)
     local = max(1, num_gpus if on_gpus else 1) if trainer.devices == "auto" else trainer.devices
-    launcher = "single" if local * nodes == 1 else "elastic"
-    return World(launcher, "cuda" if on_gpus else "cpu", local * nodes, local, nodes)
+    return _started_world("cuda" if on_gpus else "cpu", local, trainer.num_nodes)
+
+
+def _started_world(accelerator: Accelerator, local: int, nodes: int) -> World:
+    """Ranks that the trainer itself starts."""
+    return World("single" if local * nodes == 1 else "elastic", accelerator, local * nodes, local, nodes)
 
 
 def submitted_world(trainer: TrainerConfig, launch: LaunchConfig) -> World:
-    """What a batch job will be given, whatever this machine has. Raises: ConfigError: numbers that contradict."""
+    """The ranks of a batch job, whatever this machine has. Raises: ConfigError: numbers that contradict."""
     assert isinstance(launch, SlurmLaunchConfig)
     accelerator = "cuda" if launch.gpus_per_node else "cpu"
     local = (launch.gpus_per_node or 1) if trainer.devices == "auto" else trainer.devices
@@ -74,16 +79,6 @@ def submitted_world(trainer: TrainerConfig, launch: LaunchConfig) -> World:
     if problems:
         raise ConfigError(problems)
     return World("slurm", accelerator, local * launch.nodes, local, launch.nodes)
-
-
-def node_range(trainer: TrainerConfig, launch: LaunchConfig) -> tuple[int, int]:
-    """Fewest and most nodes that a run may be on."""
-    nodes = _num_nodes(trainer, launch)
-    return launch.min_nodes or nodes, launch.max_nodes or nodes
-
-
-def _num_nodes(trainer: TrainerConfig, launch: LaunchConfig) -> int:
-    return launch.nodes if isinstance(launch, SlurmLaunchConfig) else trainer.num_nodes
 
 
 def rendezvous_endpoint(launch: LaunchConfig, environment: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
@@ -126,21 +121,19 @@ def joined_world(
 def _check_joined(trainer: TrainerConfig, launch: LaunchConfig, world: World, environment: Mapping[str, str]) -> None:
     problems = []
     if trainer.devices not in ("auto", world.local_world_size):
-        advice = (
-            f"{world.launcher} started {world.local_world_size} rank(s) on this node; leave it out or make it equal"
-        )
+        started = counted(world.local_world_size, "rank")
+        advice = f"{world.launcher} started {started} on this node; leave it out or make it equal"
         problems.append(Problem("trainer.devices", trainer.devices, advice))
     low, high = node_range(trainer, launch)
     if high > 1 and not low <= world.num_nodes <= high:
-        problems.append(
-            Problem("trainer.num_nodes", trainer.num_nodes, f"{world.launcher} spans {world.num_nodes} node(s)")
-        )
+        advice = f"{world.launcher} spans {counted(world.num_nodes, 'node')}"
+        problems.append(Problem("trainer.num_nodes", trainer.num_nodes, advice))
     if world.launcher == "slurm" and len(set(slurm.tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"]))) > 1:
         advice = f"srun started {environment['SLURM_STEP_TASKS_PER_NODE']} tasks; use --ntasks-per-node"
         problems.append(Problem("trainer.devices", trainer.devices, advice))
     num_gpus = int(environment.get("SLURM_GPUS_ON_NODE", num_visible_gpus(environment)))
     if world.accelerator == "cuda" and world.local_world_size > num_gpus:
-        advice = f"{world.launcher} started {world.local_world_size} ranks on a node with {num_gpus} GPU(s)"
+        advice = f"{world.launcher} started {world.local_world_size} ranks on a node with {counted(num_gpus, 'GPU')}"
         problems.append(Problem("trainer.devices", trainer.devices, advice))
     if problems:
         raise ConfigError(problems)

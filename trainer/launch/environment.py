@@ -1,4 +1,4 @@
-"""What a rank that torchrun has not prepared must find in its environment. Torch-free."""
+"""Environment variables of a rank that torchrun has not set up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def local_address(world: World, launch: LaunchConfig) -> str:
 
 
 def rank_environment(world: World, launch: LaunchConfig) -> dict[str, str]:
-    """What torch.distributed and Lightning read, for a rank that torchrun has not prepared.
+    """The variables that torch.distributed and Lightning read, for a rank that torchrun has not set up.
 
     Raises: UserError: no such interface, or no route to the other nodes.
     """

@@ -1,4 +1,4 @@
-"""Which of this host's network interfaces leads where. Torch-free."""
+"""Network interfaces of this host, the addresses they carry, and where they lead."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import suppress
 from trainer.errors import UserError, nearest
 
 LOOPBACK = "127.0.0.1"
-# Names of our rendezvous in the registry of torch.distributed.elastic: of one host, and of several nodes.
+# Names of our two rendezvous backends in the registry of torch.distributed.elastic: for one host, for several nodes.
 LOOPBACK_BACKEND = "loopback"
 NODES_BACKEND = "trainer"
-# Where Debian's /etc/hosts lets a host's own name lead; no other host reaches it.
-OWN_NAME = "127.0.1.1"
-# In TEST-NET-1 (RFC 5737), which no host has: packets to it take the default route.
+# Debian's /etc/hosts maps a host's own name to this address, which no other host can reach.
+OWN_NAME_ADDRESS = "127.0.1.1"
+# Belongs to TEST-NET-1 (RFC 5737), which no host uses: packets to it take the default route.
 TEST_NET_ADDRESS = "192.0.2.1"
 
 
@@ -44,7 +44,7 @@ def interface_of(address: str) -> str | None:
 
 
 def source_address(address: str) -> str:
-    """The address of this host from which packets to another one leave. Nothing is sent.
+    """This host's address on the route to another one. Nothing is sent.
 
     Raises: UserError: there is no route.
     """
@@ -58,13 +58,13 @@ def source_address(address: str) -> str:
 
 
 def resolve(host: str) -> str | None:
-    """An address of a host, IPv4 before IPv6; None where its name is not known."""
+    """An address of a host, IPv4 before IPv6; None where its name cannot be resolved."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except socket.gaierror:
         return None
     address = sorted((str(entry[4][0]) for entry in found), key=lambda address: ":" in address)[0]
-    if address == OWN_NAME and host != OWN_NAME:
+    if address == OWN_NAME_ADDRESS and host != OWN_NAME_ADDRESS:
         with suppress(UserError):
             return source_address(TEST_NET_ADDRESS)
     return address
@@ -77,6 +77,6 @@ def parse_endpoint(endpoint: str) -> tuple[str, int] | None:
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """A listening socket that only packets to one address of this host reach. Raises: OSError."""
+    """A socket that listens on one address of this host only. Raises: OSError: it is not this host's, or in use."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return socket.create_server((address, port), family=family)

@@ -1,7 +1,7 @@
-"""Who was lost, when a collective between several nodes has failed.
+"""Names the peer that was lost when a collective between several nodes has failed.
 
-A collective that fails says that it waited, not for whom. Every rank listens on a port of its own as long as it lives,
-and the others know which: after a failure they try each other's ports.
+The error of a failed collective does not say which rank was missing. Every rank therefore listens on a port for as long
+as it lives, and after a failure the ranks probe each other's ports.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.launch.network import listen
 from trainer.world import World
 
 PROBE_TIMEOUT_S = 1.0
-# What gloo, NCCL and the store say when a connection fails or nobody answers.
+# Words in the errors of gloo, NCCL and the store when a connection fails or times out.
 NETWORK = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection|[Ss]ocket|[Tt]imed out|timeout")
 
 
@@ -41,30 +41,30 @@ class Peer:
 
 
 class Peers:
-    """The ranks of a group, as they were when it was complete."""
+    """The other ranks of a process group, recorded while all of them were alive."""
 
     def __init__(self, world: World, address: str) -> None:
         """Args: address: of this host, as the other nodes see it. Called on all ranks."""
         self.listener = listen(address, 0)
-        # Nobody accepts: the kernel completes as many connections as the backlog holds.
+        # No thread accepts: the kernel completes as many connections as the backlog holds.
         self.listener.listen(world.world_size)
         self.rank, port = world.rank, self.listener.getsockname()[1]
         own = Peer(world.rank, socket.gethostname(), os.getpid(), address, port)
         self.others = [Peer(**peer) for peer in all_gather_json(asdict(own)) if peer["rank"] != world.rank]
 
     def explain(self, error: BaseException) -> PeerLost | None:
-        """What a failed collective means; None where the error is about something else or nobody is lost."""
+        """Which peers a failed collective has lost; None where the error has another cause or all peers answer."""
         if not isinstance(error, RuntimeError) or not NETWORK.search(str(error)):
             return None
         with ThreadPoolExecutor(len(self.others)) as pool:
             states = dict(zip(self.others, pool.map(_probe, self.others), strict=True))
-        # Survivors end on their own account too, so who cannot be reached is named before who has ended.
+        # Survivors end by themselves, too: peers that cannot be reached are named before those that have ended.
         for state in ("cannot be reached", "has ended"):
             lost = [str(peer) for peer, found in states.items() if found == state]
             if lost:
                 return PeerLost(
                     f"rank {self.rank} has lost its peers: {', '.join(lost)} {state}\n"
-                    f"({str(error).strip().splitlines()[0]})\nthe same line resumes from the newest checkpoint"
+                    f"({str(error).strip().splitlines()[0]})\nthe same command resumes from the newest checkpoint"
                 )
         return None
 

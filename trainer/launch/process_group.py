@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class process_group:  # noqa: N801 - a context manager that reads as a function
-    """The default process group of a rank, bound to loopback on one host and to the configured interface on several;
-    nothing for a process that needs none.
+    """The default process group of a rank: over loopback on one host, over the configured interface on several.
 
-    Raises: UserError: the other nodes cannot be met as configured. PeerLost: a rank of another node is gone.
+    A single rank without a sharding strategy gets none. Raises: UserError: the other nodes cannot be reached as
+    configured. PeerLost: a rank of another node has ended or cannot be reached.
     """
 
     def __init__(self, config: Config, world: World) -> None:
         self.launch, self.world = config.launch, world
         self.needed = world.world_size > 1 or shards_state(config.strategy)
-        # Gradients that FSDP2 keeps in host memory are summed there for their norm, which NCCL cannot do.
+        # The norm of gradients that FSDP2 keeps in host memory is reduced there, which NCCL cannot do.
         self.sums_on_host = isinstance(config.strategy, FSDP2Config) and config.strategy.cpu_offload
         self.peers: Peers | None = None
 
@@ -67,6 +67,6 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
 
         if self.peers is not None and error is not None and (lost := self.peers.explain(error)) is not None:
             raise lost from error
-        # After an error the peers may be gone, and leaving the group would wait for them.
+        # After an error the peers may be gone, and destroying the group would wait for them.
         if kind is None and self.needed and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Where ranks meet: stores that listen on one address of a host, and a rendezvous that outlives a cut link.
+"""Where ranks meet: stores that listen on one address of a host, and a rendezvous that survives a cut link.
 
-torch's own stores listen on every interface, and the agent of its c10d rendezvous asks the store about newcomers from
-the one thread that watches the ranks: on a host that has lost its link to the store it hangs there for minutes.
+torch's own stores listen on every interface. The agent of its c10d rendezvous asks the store about new nodes in the
+thread that watches the ranks: on a host that has lost its link to the store, it blocks there for minutes.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ STORE_TIMEOUT_S = 60
 # A node counts as lost after three missed heartbeats.
 HEARTBEAT_S = 2
 MISSED_HEARTBEATS = 3
-# How long the fewest possible nodes are waited for.
+# Longest wait for the minimum number of nodes.
 JOIN_TIMEOUT_S = 600
-# How long nodes that come after the fewest possible are waited for.
+# Wait for additional nodes once the minimum has joined.
 LAST_CALL_TIMEOUT_S = 10
-# The rendezvous is told that this node leaves; a lost store cannot be told.
+# Longest wait while this node reports to the store that it leaves; a lost store does not answer.
 LEAVE_TIMEOUT_S = 1
 
 
 def host_store(address: str, port: int, timeout_s: float = STORE_TIMEOUT_S, world_size: int | None = None) -> TCPStore:
-    """A store that listens on one address only; port 0 takes a free one. Raises: OSError: the port is taken."""
+    """A store that listens on one address only; port 0 picks a free one. Raises: OSError: the port is in use."""
     listener = listen(address, port)
     port = listener.getsockname()[1]
     # The store owns the descriptor from here on.
@@ -65,34 +65,34 @@ def host_store(address: str, port: int, timeout_s: float = STORE_TIMEOUT_S, worl
 def join_store(address: str, port: int, timeout_s: float = STORE_TIMEOUT_S, world_size: int | None = None) -> TCPStore:
     """A connection to a store that another process holds, or will hold soon.
 
-    Raises: UserError: nobody does within the timeout.
+    Raises: UserError: there is none within the timeout.
     """
     timeout = timedelta(seconds=timeout_s)
     try:
         return TCPStore(address, port, world_size, is_master=False, timeout=timeout, wait_for_workers=False)
     except DistNetworkError as error:
         raise UserError(
-            f"nobody has listened at {address}:{port} for {timeout_s:g} s, seen from {socket.gethostname()}",
-            "start the line on the node that launch.endpoint names too, and let the port through",
+            f"no process listened at {address}:{port} within {timeout_s:g} s, as seen from {socket.gethostname()}",
+            "start the same command on the node that launch.endpoint names, and open the port in its firewall",
         ) from error
 
 
 class LoopbackRendezvous(StaticTCPRendezvous):
-    """torch's static rendezvous for one agent, with a store that nobody outside the host can reach."""
+    """torch's static rendezvous for one agent, with a store that no other host can reach."""
 
     def get_backend(self) -> str:
         """The name it is registered under."""
         return LOOPBACK_BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """A new store for each round: restarted ranks must not read what their predecessors have left."""
+        """A new store for each round: restarted ranks must not read keys of the previous ones."""
         self._store = host_store(LOOPBACK, 0)
         info = RendezvousStoreInfo(LOOPBACK, self._store.port)
         return RendezvousInfo(self._store, self.rank, self.world_size, info)
 
 
 def create_loopback_rendezvous(parameters: RendezvousParameters) -> LoopbackRendezvous:
-    """What elastic's registry calls for one agent on one host."""
+    """Factory for elastic's registry: one agent on one host."""
     return LoopbackRendezvous(LOOPBACK, 0, rank=0, world_size=1, run_id=parameters.run_id, timeout=STORE_TIMEOUT_S)
 
 
@@ -104,7 +104,7 @@ class NodesRendezvous(DynamicRendezvousHandler):
         return NODES_BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """A new store for each round, as torch keeps the first: ranks would read what their predecessors have left."""
+        """A new store for each round: torch reuses the first one, where restarted ranks would read old keys."""
         self._bootstrap_store_info = self._shared_tcp_store_server = None
         return super().next_rendezvous()
 
@@ -112,11 +112,11 @@ class NodesRendezvous(DynamicRendezvousHandler):
         return host_store(master_addr, master_port)
 
     def num_nodes_waiting(self) -> int:
-        """Newcomers as of the last heartbeat: asking now would hang where the store's host is lost."""
+        """Waiting nodes as of the last heartbeat: a query now would block if the store's host is lost."""
         return len(self._state_holder.state.wait_list)
 
     def shutdown(self) -> bool:
-        """Leave, as far as the store can still be told."""
+        """Leave the rendezvous, without waiting for a lost store. Returns: whether the store has confirmed it."""
         leaving = threading.Thread(target=super().shutdown, daemon=True)
         leaving.start()
         leaving.join(LEAVE_TIMEOUT_S)
@@ -124,9 +124,9 @@ class NodesRendezvous(DynamicRendezvousHandler):
 
 
 def create_nodes_rendezvous(parameters: RendezvousParameters) -> NodesRendezvous:
-    """What elastic's registry calls for each agent of several nodes; `--rdzv-conf=interface=NAME` binds it.
+    """Factory for elastic's registry: one of several nodes' agents; `--rdzv-conf=interface=NAME` binds it.
 
-    Raises: UserError: the endpoint or the interface is wrong, or nobody listens there.
+    Raises: UserError: the endpoint or the interface is wrong, or no process listens there.
     """
     endpoint = parse_endpoint(parameters.endpoint)
     address = resolve(endpoint[0]) if endpoint else None
@@ -153,19 +153,19 @@ def create_nodes_rendezvous(parameters: RendezvousParameters) -> NodesRendezvous
 
 
 def _meet(address: str, port: int, interface: str | None) -> TCPStore:
-    """Hold the store where the endpoint is this host's, else join it."""
+    """Host the store where the endpoint is an address of this host, else join it."""
     if interface_of(address) is not None:
         check_interface(address, port, interface)
         try:
             return host_store(address, port)
         except OSError:
-            # Another agent of this host holds it already.
+            # Another agent of this host hosts it already.
             log.info("joining the store at %s:%d", address, port)
     return join_store(address, port)
 
 
 def step_store(world: World, interface: str | None, timeout_s: float) -> TCPStore:
-    """The store of ranks that srun has started: rank 0 holds it, where torch would listen on every interface.
+    """The store of ranks that srun has started, hosted by rank 0. torch's own would listen on every interface.
 
     Raises: UserError: rank 0 cannot listen there.
     """
@@ -178,7 +178,7 @@ def step_store(world: World, interface: str | None, timeout_s: float) -> TCPStor
     except OSError as error:
         raise UserError(
             f"launch.endpoint: rank 0 on {socket.gethostname()} cannot listen at {address}:{port} ({error.strerror})",
-            "name another address of the first node, or a free port, with launch.endpoint=HOST:PORT",
+            "set launch.endpoint=HOST:PORT to another address of the first node, or to a free port",
         ) from error
 
 
@@ -188,5 +188,5 @@ def check_interface(address: str, port: int, interface: str | None) -> None:
     if interface is not None and carrier != interface:
         raise UserError(
             f"launch.endpoint: {address} is on {carrier}, and launch.interface={interface}",
-            f"name {socket.gethostname()}'s address there: {interface_address(interface)}:{port}",
+            f"use {socket.gethostname()}'s address there: launch.endpoint={interface_address(interface)}:{port}",
         )

@@ -1,4 +1,4 @@
-"""launch=slurm: write the job script and submit it. Torch-free."""
+"""launch=slurm: write the job script and submit it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.config.groups import SlurmLaunchConfig
 from trainer.config.identity import run_name
 from trainer.config.schema import Config
-from trainer.errors import EXIT_DONE, UserError
+from trainer.errors import EXIT_DONE, UserError, counted
 from trainer.faults.signals import STOP_FILE_VARIABLE
 from trainer.launch.discover import submitted_world
 from trainer.run.files import write_text
@@ -27,7 +27,10 @@ def submits(config: Config) -> bool:
 
 
 def submit(config: Config, words: Sequence[str]) -> int:
-    """Submit one run. Args: words: its line, without the verb. Returns: exit code."""
+    """Submit one run. Args: words: its command, without the verb. Returns: exit code.
+
+    Raises: UserError: sbatch fails.
+    """
     launch = config.launch
     assert isinstance(launch, SlurmLaunchConfig)
     name = run_name(config)
@@ -38,7 +41,7 @@ def submit(config: Config, words: Sequence[str]) -> int:
         return EXIT_DONE
     job = submit_script(text, log.parent / f"{name}.sbatch")
     log = log.with_name(f"{name}-{job}.log")
-    print(f"job {job}: {name}, {launch.nodes} node(s)")
+    print(f"job {job}: {name}, {counted(launch.nodes, 'node')}")
     print(f"  follow   tail -F {shlex.quote(str(log))}")
     print(f"  state    squeue --job {job}")
     print(f"  cancel   scancel {job}")
@@ -48,7 +51,7 @@ def submit(config: Config, words: Sequence[str]) -> int:
 def job_script(config: Config, name: str, log: Path, assignments: Sequence[str], options: Sequence[str] = ()) -> str:
     """The text of a job script: our settings, then the body of slurm.sbatch.
 
-    Args: assignments: shell lines that set `words`. options: further ones of sbatch.
+    Args: assignments: shell lines that set `words`. options: additional options of sbatch.
     """
     launch = config.launch
     assert isinstance(launch, SlurmLaunchConfig)
@@ -81,7 +84,7 @@ def _sbatch_options(config: Config, name: str, log: Path) -> list[str]:
         f"--nodes={launch.nodes}",
         f"--ntasks-per-node={tasks}",
         *(f"{option}={value}" for option, value in optional.items() if value is not None),
-        # To the ranks, not to this script: they save and stop, and srun then returns here.
+        # The signal goes to the ranks, not to the script: they save and stop, and srun then returns to the script.
         f"--signal=USR1@{launch.stop_before_s}",
         "--requeue" if launch.requeue else "--no-requeue",
         "--open-mode=append",
@@ -102,14 +105,14 @@ def _survives_nodes(launch: SlurmLaunchConfig) -> bool:
 
 
 def submit_script(text: str, path: Path) -> str:
-    """Write a job script and hand it to sbatch. Returns: the job's id. Raises: UserError: sbatch refuses it."""
+    """Write a job script and pass it to sbatch. Returns: the job's id. Raises: UserError: sbatch fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     try:
         done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+    except OSError as error:
         advice = "log in to the cluster, or print the script with launch.dry_run=true"
-        raise UserError("launch=slurm: there is no sbatch here", advice) from None
+        raise UserError(f"launch=slurm: sbatch cannot be run here ({error.strerror})", advice) from None
     if done.returncode != 0:
         raise UserError(f"launch=slurm: {done.stderr.strip()}", f"the script is {path}")
     return done.stdout.strip().partition(";")[0]

@@ -1,4 +1,4 @@
-"""Our rendezvous for `torchrun --rdzv-backend=trainer`: the entry point of the group torchrun.handlers. Torch-free.
+"""Our rendezvous for `torchrun --rdzv-backend=trainer`: the entry point of the group torchrun.handlers.
 
 torch loads the entry points while its own rendezvous package is being imported, so nothing of it can be imported here.
 """
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:
-    """The rendezvous of one agent."""
+    """The rendezvous of one agent. Raises: UserError: the endpoint or the interface is wrong."""
     from trainer.launch.rendezvous import create_nodes_rendezvous
 
     return create_nodes_rendezvous(parameters)
 
 
 def backend() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What torchrun asks an entry point for."""
+    """The function that torchrun registers for this entry point."""
     return create_handler

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
 from trainer.config.credentials import has_wandb_key
 from trainer.config.groups import WandbLoggerConfig
+from trainer.network import route_problem
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
-
-ROUTE_TIMEOUT_S = 3.0
 
 
 def build_wandb_logger(config: WandbLoggerConfig, mapping: dict[str, Any], run_dir: Path, wandb_id: str) -> WandbLogger:
@@ -59,13 +56,11 @@ def can_reach_wandb() -> bool:
     if not has_wandb_key():
         log.info("W&B is offline: no key (wandb login, or WANDB_API_KEY)")
         return False
-    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    try:
-        socket.create_connection((address.hostname, address.port or 443), timeout=ROUTE_TIMEOUT_S).close()
-    except OSError as error:
-        log.warning("W&B is offline: %s cannot be reached (%s)", address.hostname, error)
-        return False
-    return True
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    problem = route_problem(url)
+    if problem is not None:
+        log.warning("W&B is offline: %s cannot be reached (%s)", url, problem)
+    return problem is None
 
 
 def finish_wandb(logger: WandbLogger, exit_code: int, model: Path | None) -> str:

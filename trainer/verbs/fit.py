@@ -11,10 +11,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from trainer.config.compose import compose_mapping, without_secrets
+from trainer.config.nodes import node_range
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED
 from trainer.faults.signals import create_stop_file, stop_before_training, stop_requested
 from trainer.launch.agent import RankFailure, start_nodes, start_ranks
-from trainer.launch.discover import node_range
 from trainer.launch.process_group import process_group
 from trainer.launch.rank_logs import set_up_rank_logs
 from trainer.launch.submit import submit, submits

@@ -1,7 +1,7 @@
 """-m: a job for each combination of comma-separated values, or for each trial of a search.
 
-The jobs of a sweep are ordinary runs below <run.root>/sweeps/<task>-<hash8>/job-NNN/, each in processes of its own, and
-ledger.json beside them says how far the sweep is. The same line goes on where it stopped.
+The jobs of a sweep are ordinary runs below <run.root>/sweeps/<task>-<hash8>/job-NNN/, each in processes of its own.
+ledger.json beside them holds the status of each job; the same command continues an unfinished sweep.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["sweep"]
 
 
 def sweep(overrides: Sequence[str], options: Options) -> int:
-    """Do the jobs that are not done yet; a failed one does not stop the rest. Returns: exit code.
+    """Run the jobs that are not finished; a failed one does not stop the others. Returns: exit code.
 
-    Raises: UserError: a job has mistakes, or the sweep is in use.
+    Raises: UserError: a job's configuration is invalid, or the sweep is in use.
     """
     if is_joined():
         raise UserError("-m: a sweep starts its own ranks", "start it without torchrun or srun")

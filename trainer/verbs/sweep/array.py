@@ -1,4 +1,4 @@
-"""A sweep as a SLURM array: one task a job. Torch-free."""
+"""A sweep as a SLURM array: one task for each job."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config.groups import OptunaConfig, SlurmLaunchConfig
-from trainer.errors import EXIT_DONE, ConfigError, Problem
+from trainer.errors import EXIT_DONE, ConfigError, Problem, UserError, counted
 from trainer.launch.submit import job_script, submit_script
 from trainer.run.files import write_text
 from trainer.verbs.sweep.jobs import Job, Ledger, SweepPlan
 from trainer.verbs.sweep.table import print_table
 
 ARRAY_FILE = "array"
+SQUEUE_TIMEOUT_S = 60
+# What squeue says of a job that SLURM has removed from its records, minutes after its end.
+FORGOTTEN = "Invalid job id"
 
 
 def submit_jobs(plan: SweepPlan) -> int:
-    """Submit the jobs that are not finished, or tell how far they are while SLURM still has some. Returns: exit code.
+    """Submit the jobs that are not finished, or print their status while some are queued. Returns: exit code.
 
-    Raises: ConfigError: a search, which needs one job's result to choose the next.
+    Raises: ConfigError: a search, which needs one job's result to choose the next. UserError: the sweep is being
+        submitted elsewhere, or SLURM does not answer.
     """
     launch = plan.config.launch
     assert isinstance(launch, SlurmLaunchConfig)
     if isinstance(plan.config.sweep, OptunaConfig):
         raise ConfigError([Problem("sweep", "optuna", "a search chooses by results; run it inside an allocation")])
-    ledger = Ledger.read(plan)
+    ledger = Ledger.open(plan)
     for job in ledger.jobs:
         _refresh(plan, job)
     ledger.save()
     array = plan.directory / ARRAY_FILE
-    queued = _queued(array.read_text(encoding="utf-8")) if array.exists() else 0
+    queued = num_queued(array.read_text(encoding="utf-8")) if array.exists() else 0
     pending = [job for job in ledger.jobs if job.status != "finished"]
     if queued or not pending:
         print_table(plan, ledger.jobs)
-        print(f"{queued} job(s) still in SLURM's queue" if queued else "all jobs are finished")
+        print(f"{counted(queued, 'job')} still in SLURM's queue" if queued else "all jobs are finished")
         return EXIT_DONE
     log = plan.directory.resolve() / "job-%a.log"
     limit = f"%{plan.config.sweep.parallel}" if plan.config.sweep.parallel > 1 else ""
@@ -47,9 +51,9 @@ def submit_jobs(plan: SweepPlan) -> int:
         return EXIT_DONE
     number = submit_script(text, plan.directory / "array.sbatch")
     write_text(array, number)
-    print(f"job {number}: {len(pending)} job(s) of {plan.directory}")
+    print(f"job {number}: {counted(len(pending), 'job')} of {plan.directory}")
     print(f"  follow   tail -F {shlex.quote(str(log.parent))}/job-*.log")
-    print(f"  state    squeue --job {number}, or this line again")
+    print(f"  state    squeue --job {number}, or the same command again")
     print(f"  cancel   scancel {number}")
     return EXIT_DONE
 
@@ -60,7 +64,7 @@ def _words_by_task(plan: SweepPlan, jobs: Sequence[Job]) -> list[str]:
 
 
 def _refresh(plan: SweepPlan, job: Job) -> None:
-    """What the job's run says of itself: there is no parent that waits for it."""
+    """Take the status from the job's run record: no parent process waits for the jobs of an array."""
     run_dir: Path | None = plan.run_dir(job)
     if run_dir is not None:
         status = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"]
@@ -68,7 +72,22 @@ def _refresh(plan: SweepPlan, job: Job) -> None:
     plan.refresh(job)
 
 
-def _queued(number: str) -> int:
-    """Tasks of an array that have not ended; 0 too where SLURM has forgotten it."""
+def num_queued(number: str) -> int:
+    """Tasks of an array that have not ended; 0 where SLURM has removed it from its records.
+
+    Raises: UserError: SLURM does not answer, so that tasks may still be queued.
+    """
     command = ["squeue", "--noheader", "--array", f"--job={number}"]
-    return len(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SQUEUE_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    else:
+        if shown.returncode == 0:
+            return len(shown.stdout.splitlines())
+        reason = shown.stderr.strip() or f"exit code {shown.returncode}"
+        if FORGOTTEN in reason:
+            return 0
+    raise UserError(
+        f"squeue: {reason}", f"job {number} of this sweep may still be queued; try again when SLURM answers"
+    )

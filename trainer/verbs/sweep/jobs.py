@@ -1,4 +1,4 @@
-"""The jobs of a sweep, and the ledger of how far they are. Torch-free."""
+"""The jobs of a sweep, and the ledger with the status of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.run.metrics_file import read_metrics
 from trainer.verbs.prepare import Options, prepare
 
 LEDGER = "ledger.json"
-# What says how and where a sweep runs, not what it is.
+# Nodes of the configuration that say how and where a sweep runs, not what it is.
 NOT_IDENTITY = ("sweep", "launch", "run")
 
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
@@ -63,7 +63,7 @@ class SweepPlan:
         return self.directory / f"job-{job.number:03d}"
 
     def line(self, job: Job) -> list[str]:
-        """All words of a job."""
+        """The command of a job, without the verb."""
         line = [*self.common, *job.words, f"run.root={self.job_root(job)}"]
         logger = self.config.logger
         if isinstance(logger, WandbLoggerConfig) and logger.group is None:
@@ -71,7 +71,7 @@ class SweepPlan:
         return line
 
     def run_dir(self, job: Job) -> Path | None:
-        """The newest run of a job, if it has begun one."""
+        """The newest run of a job; None where it has not started."""
         records = sorted(self.job_root(job).glob("*/*/run.json"), key=lambda path: path.stat().st_mtime)
         return records[-1].parent if records else None
 
@@ -84,9 +84,9 @@ class SweepPlan:
 
 
 def plan_sweep(overrides: Sequence[str], options: Options) -> SweepPlan:
-    """Expand the jobs and check every one before the first starts.
+    """Expand the jobs and validate each of them before the first one starts.
 
-    Raises: UserError: nothing is swept, or a job's configuration is wrong.
+    Raises: UserError: no key has several values, or a job's configuration is invalid.
     """
     parsed = parse_overrides(overrides)
     swept = [override for override in parsed if override.is_sweep_override()]
@@ -109,7 +109,7 @@ def plan_sweep(overrides: Sequence[str], options: Options) -> SweepPlan:
 
 
 def expand(swept: Sequence[Override]) -> list[list[str]]:
-    """All combinations; the last key varies fastest. Raises: UserError: an interval, which has no end of values."""
+    """All combinations; the last key varies fastest. Raises: UserError: an interval, which cannot be enumerated."""
     choices = []
     for override in swept:
         if isinstance(override.value(), IntervalSweep):
@@ -131,25 +131,26 @@ def _node(override: Override) -> str:
 
 
 class Ledger:
-    """ledger.json, held by one sweep at a time.
+    """ledger.json, locked by one sweep at a time.
 
-    The jobs inherit the lock: a sweep that was killed is over only when its last job is.
+    The jobs inherit the lock: after a sweep was killed, it is released when its last job ends.
     """
 
-    def __init__(self, path: Path, jobs: list[Job], lock: TextIO | None) -> None:
+    def __init__(self, path: Path, jobs: list[Job], lock: TextIO) -> None:
         self.path, self.jobs, self.lock = path, jobs, lock
 
     @classmethod
     def open(cls, plan: SweepPlan) -> Ledger:
-        """Take the ledger over, or begin it. Raises: UserError: the sweep is running elsewhere."""
-        plan.directory.mkdir(parents=True, exist_ok=True)
-        lock = _lock(plan.directory)
-        return cls.read(plan, lock)
-
-    @classmethod
-    def read(cls, plan: SweepPlan, lock: TextIO | None = None) -> Ledger:
-        """The ledger as it stands, or as it begins."""
+        """Lock the ledger, and read or create it. Raises: UserError: it is locked elsewhere, or cannot be written."""
         path = plan.directory / LEDGER
+        try:
+            plan.directory.mkdir(parents=True, exist_ok=True)
+            lock = _lock(plan.directory)
+        except OSError as error:
+            raise UserError(
+                f"run.root={plan.config.run.root}: {plan.directory} cannot be locked ({error.strerror})",
+                "name a directory that can be written, on a file system with locks: run.root=DIRECTORY",
+            ) from error
         if path.exists():
             jobs = [Job(**job) for job in json.loads(path.read_text(encoding="utf-8"))["jobs"]]
         else:
@@ -159,19 +160,18 @@ class Ledger:
         return ledger
 
     def save(self) -> None:
-        """Replace the file at once."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Replace the file atomically."""
         content: dict[str, Any] = {"command": sys.argv, "jobs": [asdict(job) for job in self.jobs]}
         write_json(self.path, content)
 
 
 def _lock(directory: Path) -> TextIO:
-    """The sweep's lock. One held only by the jobs of a sweep that was killed is waited for."""
+    """The sweep's lock. Where only the jobs of a killed sweep hold it, wait for them."""
     path, holder = directory / LOCK_FILE, str(os.getpid())
     try:
         return lock_file(path, holder)
     except LockHeld as held:
         if held.holder and Path(f"/proc/{held.holder}").exists():
-            raise UserError(f"{directory} is in use by process {held.holder}", "wait for it, or end it") from None
-        print(f"waiting for the jobs that process {held.holder} has left", flush=True)
+            raise UserError(f"{directory} is in use by process {held.holder}", "wait for it, or stop it") from None
+        print(f"waiting for jobs that process {held.holder} has started and that still run", flush=True)
         return lock_file(path, holder, wait=True)

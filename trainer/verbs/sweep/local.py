@@ -1,4 +1,4 @@
-"""Jobs of a sweep on this machine, N at a time, each in a process group of its own. Torch-free."""
+"""Jobs of a sweep on this machine, N at a time, each in a session of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
-from trainer.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, Problem
+from trainer.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, Problem, counted
 from trainer.faults.exit import end_with_parent
 from trainer.launch.discover import plan_world
 from trainer.verbs.sweep.jobs import Job, Ledger, SweepPlan
@@ -33,10 +33,10 @@ class _Running:
 def run_jobs(
     plan: SweepPlan, ledger: Ledger, next_job: Callable[[], Job | None], done: Callable[[Job], None] | None = None
 ) -> bool:
-    """Start jobs as there is room for them, until there are no more or somebody stops the sweep.
+    """Run jobs, `sweep.parallel` at a time, until there are no more or the sweep is stopped.
 
     Args: next_job: the job to start next; None where there is none. done: called with each job that has ended.
-    Returns: whether the sweep was stopped; its jobs then have saved and are resumed by the same line.
+    Returns: whether the sweep was stopped; its jobs have then saved, and the same command resumes them.
     """
     parallel = plan.config.sweep.parallel
     devices = _devices_per_job(plan, parallel)
@@ -59,14 +59,15 @@ def run_jobs(
 def _devices_per_job(plan: SweepPlan, parallel: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each simultaneous job; empty where jobs do not share GPUs.
 
-    Raises: ConfigError: there are not enough of them.
+    Raises: ConfigError: there are not enough GPUs.
     """
     world = plan_world(plan.config.trainer, plan.config.launch)
     if parallel == 1 or world.accelerator == "cpu":
         return []
     needed, available = parallel * world.local_world_size, num_visible_gpus()
     if needed > available:
-        advice = f"{parallel} jobs x {world.local_world_size} GPU(s), and {available} are visible; set trainer.devices"
+        wanted = f"{parallel} jobs x {counted(world.local_world_size, 'GPU')}"
+        advice = f"{wanted} of {available} visible; set trainer.devices"
         raise ConfigError([Problem("sweep.parallel", parallel, advice)])
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(available)))).split(",")
     size = world.local_world_size
@@ -81,9 +82,8 @@ def _start(plan: SweepPlan, ledger: Ledger, job: Job, devices: str | list[str]) 
     job.status = "running"
     ledger.save()
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": str(devices)} if devices else {})}
-    # One job at a time has the terminal; several would write over each other.
+    # A single job prints to the terminal; the output of several would be mixed.
     output = None if plan.config.sweep.parallel == 1 else (root / OUTPUT).open("ab")
-    assert ledger.lock is not None
     try:
         return subprocess.Popen(
             [sys.executable, "-m", "trainer", *plan.line(job)],
@@ -92,7 +92,7 @@ def _start(plan: SweepPlan, ledger: Ledger, job: Job, devices: str | list[str]) 
             stderr=output and subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[ledger.lock.fileno()],
-            # The job saves and ends when the sweep is gone.
+            # The job saves and ends when the sweep dies.
             preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     finally:
@@ -113,15 +113,15 @@ def _settle(plan: SweepPlan, ledger: Ledger, ended: _Running) -> None:
 
 @contextmanager
 def _stopping(running: list[_Running]) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are passed on to the jobs. Yields: the signals that have come."""
+    """Forward SIGINT and SIGTERM to the jobs. Yields: the signals received so far."""
     received: list[int] = []
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for one in running:
             one.process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:

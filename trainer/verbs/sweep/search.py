@@ -1,4 +1,4 @@
-"""Jobs that Optuna chooses. Optuna's own package: the Hydra plugin for it pins a version from 2021."""
+"""Jobs whose values Optuna chooses. Used directly, because Hydra's plugin pins a version from 2021."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ JOURNAL = "study.journal"
 
 
 def search(plan: SweepPlan, ledger: Ledger) -> bool:
-    """Ask for trials until there are enough, run each as a job, and tell what it has reached.
+    """Ask Optuna for trials until there are enough, run each as a job, and report its value to Optuna.
 
-    Returns: whether the sweep was stopped. Raises: UserError: Optuna is missing, or a key cannot be searched.
+    Returns: whether the sweep was stopped. Raises: UserError: Optuna is not installed, or a key cannot be searched.
     """
     options = plan.config.sweep
     assert isinstance(options, OptunaConfig)
@@ -32,7 +32,7 @@ def search(plan: SweepPlan, ledger: Ledger) -> bool:
     unfinished = [job for job in ledger.jobs if job.status not in ("finished", "failed")]
 
     def next_job() -> Job | None:
-        """One that was not finished, else a new trial's."""
+        """An unfinished job, else a new trial's."""
         if unfinished:
             return unfinished.pop(0)
         if len(ledger.jobs) >= options.num_trials:
@@ -56,10 +56,10 @@ def search(plan: SweepPlan, ledger: Ledger) -> bool:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What a swept override lets Optuna choose from, in Hydra's grammar.
+    """The values that Optuna may choose for a swept override, from Hydra's grammar.
 
     a,b and choice(a,b): one of them. range(1,9): integers below 9. interval(0,1): any number between;
-    tag(log,interval(0.001,1)): on a logarithmic scale.
+    tag(log,interval(0.001,1)): on a logarithmic scale. Raises: UserError: any other form.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -85,7 +85,7 @@ def _open_study(plan: SweepPlan, options: OptunaConfig, num_jobs: int) -> Study:
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # A sampler begins its random numbers anew when a search is resumed: the seed moves on with the jobs.
+    # A resumed search creates its sampler again: with the same seed it would repeat its first values.
     seed = plan.config.seed + num_jobs
     samplers: dict[str, Any] = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=options.parallel > 1),
@@ -102,7 +102,7 @@ def _open_study(plan: SweepPlan, options: OptunaConfig, num_jobs: int) -> Study:
 
 
 def _settle_trials(study: Study, ledger: Ledger) -> None:
-    """Tell what a killed sweep could not: a trial that nobody runs, or one that has ended."""
+    """Report to Optuna the trials that a killed sweep left open: ended ones with their value, lost ones as failed."""
     from optuna.trial import TrialState
 
     jobs = {job.trial: job for job in ledger.jobs}

@@ -1,4 +1,4 @@
-"""A sweep's result: its jobs, the best first."""
+"""The table of a sweep's jobs, best first."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from trainer.verbs.sweep.jobs import Job, SweepPlan
 
 
 def print_table(plan: SweepPlan, jobs: Sequence[Job]) -> None:
-    """One row a job: its values, what it has reached, how it ended, and where it is."""
+    """Print a row for each job: its values, its best monitor.metric, its status and its run directory."""
     monitor = plan.config.monitor
     keys = [override.key_or_group for override in plan.swept]
-    table = Table("job", *keys, monitor.metric, "status", "run", title=str(plan.directory))
+    table = Table("job", *keys, monitor.metric, "status", title=str(plan.directory))
+    # A path is folded on narrow terminals, not cut: it is there to be copied.
+    table.add_column("run", overflow="fold")
     for job in by_value(jobs, monitor.mode):
         values = [word.partition("=")[2] for word in job.words]
         reached = "" if job.value is None else f"{job.value:.6g}"
