@@ -20,6 +20,7 @@ from trainer.errors import EXIT_USER, UserError
 from trainer.faults.signals import STOP_FILE_VARIABLE, STOP_SIGNALS
 from trainer.launch.discover import node_range, rendezvous_endpoint
 from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND, NODES_BACKEND
+from trainer.launch.torchrun import create_handler
 from trainer.world import World
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> N
     from torch.distributed.elastic.rendezvous import RendezvousError, rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from trainer.launch.rendezvous import create_loopback_rendezvous, create_nodes_rendezvous
+    from trainer.launch.rendezvous import create_loopback_rendezvous
 
     rendezvous_handler_registry.register(LOOPBACK_BACKEND, create_loopback_rendezvous)
-    rendezvous_handler_registry.register(NODES_BACKEND, create_nodes_rendezvous)
+    rendezvous_handler_registry.register(NODES_BACKEND, create_handler)
     config = LaunchConfig(
         shutdown_timeout=SHUTDOWN_TIMEOUT_S, signals_to_handle="SIGHUP", logs_specs=DefaultLogsSpecs(), **options
     )
