@@ -19,7 +19,7 @@ from trainer.faults.signals import stop_before_training
 from trainer.launch.process_group import process_group
 from trainer.launch.rank_logs import set_up_rank_logs
 from trainer.verbs.prepare import PreparedRun, prepare, take_options
-from trainer.verbs.stored_run import prepare_stored
+from trainer.verbs.stored_run import own_arguments, prepare_stored
 
 
 def main() -> int:
@@ -50,11 +50,11 @@ def main() -> int:
 
 
 def _on_rank(verb: str, run_dir: Path, arguments: Sequence[str]) -> int:
-    prepared = prepare_stored(run_dir, arguments)
+    prepared = prepare_stored(verb, run_dir, arguments)
     prepared = replace(prepared, world=replace(prepared.world, launcher="elastic"))
     set_up_rank_logs(run_dir, prepared.world)
     with process_group(prepared.config, prepared.world):
-        return RANK_VERBS[verb](prepared, run_dir, arguments)
+        return RANK_VERBS[verb](prepared, run_dir, own_arguments(verb, arguments))
 
 
 def _fit(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
-"""The contract that a task keeps, and how tasks are found. Torch-free; the engine names no task.
+"""The contract that a task keeps, and how tasks are found. The engine names no task.
 
-A task is a folder with three files, `config.py` (torch-free: schemas and a `TaskSpec` called TASK), `module.py` (a
+A task is a folder with three files, `config.py` (schemas and a `TaskSpec` called TASK; no torch), `module.py` (a
 subclass of `trainer.module.TrainingModule`) and `data.py`, and its values in Hydra groups. `docs/adding_a_task.md`
 walks through one.
 """
@@ -130,6 +130,12 @@ def get_task(name: str, plugins: Sequence[str] = ()) -> TaskSpec:
     if name not in tasks:
         raise UserError(f"task={name}: no such task; {nearest(name, list(tasks))}")
     return tasks[name]
+
+
+def is_plugin_loaded(folder: Path) -> bool:
+    """Whether this process has already imported a plugin, because its command line names it."""
+    loaded = sys.modules.get(folder.name)
+    return loaded is not None and Path(getattr(loaded, "__path__", [""])[0]).resolve() == folder.expanduser().resolve()
 
 
 def _claim_tasks_package() -> None:

@@ -24,6 +24,7 @@ class DCGANConfig(TaskConfig):
 
     # How often somebody looks changes nothing of what is learnt.
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"sample_every_n_steps", "num_samples"})
+    EVALUATION: ClassVar[frozenset[str]] = frozenset({"features", "features_sha256", "num_scored"})
 
     loss: Literal["non_saturating", "saturating", "hinge"]
     """non_saturating is BCE with logits and flipped labels for the generator, as in the paper; saturating is the

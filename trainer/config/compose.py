@@ -1,4 +1,4 @@
-"""Command line -> `Config`, through Hydra's Compose API. Torch-free.
+"""Command line -> `Config`, through Hydra's Compose API.
 
 hydra.main is not used: it exits with 1 where we promise 2, changes the working directory, and leaves a directory for
 every process that starts from the command line, which under torchrun means one a rank.
@@ -6,8 +6,9 @@ every process that starts from the command line, which under torchrun means one 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,53 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from trainer.config.parsing import parse_config
 from trainer.config.schema import Config
-from trainer.errors import UserError, nearest
+from trainer.config.secrets import literal_secrets, refer_to_environment
+from trainer.errors import ConfigError, UserError, nearest
 from trainer.task import HOME, TaskSpec, find_tasks, get_task
 
 CONF = HOME / "conf"
 GROUPS = (
     "task", "model", "data", "optimizer", "scheduler", "strategy", "logger", "launch", "sweep", "experiment", "debug",
 )  # fmt: skip
-SECRET = re.compile(r"\$\{oc\.env:")
 
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:
-    """Hydra's grammar: key=value, +key=value, group=member. Raises: UserError: a word is not of it."""
+    """Hydra's grammar: key=value, +key=value, group=member. Raises: UserError: a word that it has no place for here."""
     overrides = []
     for word in words:
         try:
-            overrides += OverridesParser.create().parse_overrides([word])
-        except (OverrideParseException, HydraException) as error:
+            (override,) = OverridesParser.create().parse_overrides([word])
+        except HydraException as error:
             raise UserError(f"{word}: not of the form key=value") from error
+        _check_form(word, override)
+        overrides.append(override)
     return overrides
+
+
+def _check_form(word: str, override: Override) -> None:
+    """Raises: UserError: the word is Hydra's, but has no meaning or another form here."""
+    key = override.key_or_group
+    if key.partition(".")[0].partition("/")[0] == "hydra":
+        instead = "run.root=DIR and run.name=NAME say where a run is written" if key.endswith(".dir") else "see --help"
+        raise UserError(f"{word}: Hydra only composes here, and its own settings have no effect; {instead}")
+    if override.is_delete():
+        advice = f"choose another member, as in {key}=NAME" if key in GROUPS else f"give it another value: {key}=VALUE"
+        raise UserError(f"{word}: nothing can be deleted, since every key is needed; {advice}")
+    if key in GROUPS and (override.is_add() or override.is_force_add()):
+        raise UserError(f"{word}: write {word.lstrip('+')}")
+
+
+def chosen_members(words: Sequence[str]) -> dict[str, str]:
+    """The members of groups that the command line names, by group."""
+    parsed = parse_overrides(words)
+    return {each.key_or_group: str(each.value()) for each in parsed if each.key_or_group in GROUPS}
 
 
 def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> DictConfig:
@@ -49,6 +72,12 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
     Raises: UserError: an unknown key, group or member, or a value that cannot be merged or resolved.
     """
     overrides = parse_overrides(words)
+    for override in overrides:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line}: several values; with -m each of them becomes a run",
+                f"-m {override.input_line} for a sweep, or [...] around a list",
+            )
     tasks = find_tasks(plugins_of(overrides))
     folders = [*(str(folder) for folder in config_dirs), *(str(t.conf) for t in tasks.values() if t.conf)]
     for folder in config_dirs:
@@ -74,9 +103,10 @@ def plugins_of(overrides: Sequence[Override]) -> tuple[str, ...]:
     return ()
 
 
-def typed(mapping: DictConfig | Mapping[str, Any]) -> tuple[Config, TaskSpec]:
+def typed(mapping: DictConfig | Mapping[str, Any], chosen: Mapping[str, str] | None = None) -> tuple[Config, TaskSpec]:
     """Resolve interpolations and give every node its type.
 
+    Args: chosen: members that the command line names, by group, for messages.
     Raises: UserError: an interpolation fails, there is no such task, or values are wrong (ConfigError, all at once).
     """
     try:
@@ -86,23 +116,73 @@ def typed(mapping: DictConfig | Mapping[str, Any]) -> tuple[Config, TaskSpec]:
     node = values.get("task")
     name = node.get("name") if isinstance(node, dict) else node
     task = get_task(str(name), values.get("plugins") or ())
-    return parse_config(values, task), task
+    return parse_config(values, task, chosen or {}), task
+
+
+def compose_data(
+    task: str, words: Sequence[str], config_dirs: Sequence[Path] = (), plugins: Sequence[str] = ()
+) -> DictConfig:
+    """The `data` node that `data=MEMBER data.KEY=VALUE` gives a task. Raises: UserError: as compose_mapping."""
+    named = [f"plugins={json.dumps(list(plugins))}"] if plugins else []
+    return compose_mapping([*named, f"task={task}", *words], config_dirs)["data"]
 
 
 def without_secrets(mapping: DictConfig) -> Any:
-    """Plain containers with interpolations resolved, but environment variables left as references: they may be
-    secrets, and the result is written to disk and to loggers."""
-    raw = OmegaConf.to_container(mapping, resolve=False)
-    resolved = OmegaConf.to_container(mapping, resolve=True)
-    return _keep_references(raw, resolved)
+    """Plain containers to be written to disk and to loggers.
+
+    Interpolations are resolved, except where a value comes from the environment, directly, within a longer text or
+    through another key: it may be a secret and stays a reference. A secret of the environment that the shell has put
+    into a value becomes one.
+
+    Raises: ConfigError: a secret stands there as it is.
+    """
+    raw = _map_texts(OmegaConf.to_container(mapping, resolve=False), refer_to_environment)
+    problems = list(literal_secrets(raw))
+    if problems:
+        raise ConfigError(problems)
+    read: set[str] = set()
+    with _recording_environment(read):
+        return _written(OmegaConf.create(raw), raw, read)
 
 
-def _keep_references(raw: Any, resolved: Any) -> Any:
-    if isinstance(raw, dict) and isinstance(resolved, dict):
-        return {key: _keep_references(raw[key], resolved[key]) for key in raw}
-    if isinstance(raw, list) and isinstance(resolved, list):
-        return [_keep_references(a, b) for a, b in zip(raw, resolved, strict=True)]
-    return raw if isinstance(raw, str) and SECRET.search(raw) else resolved
+@contextmanager
+def _recording_environment(read: set[str]) -> Iterator[None]:
+    """Note in `read` which variables are looked up by ${oc.env:...} meanwhile."""
+
+    def env(key: str, *default: Any) -> str | None:
+        read.add(key)
+        return oc.env(key, *default)
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _written(node: Any, raw: Any, read: set[str]) -> Any:
+    """A container as it is written. Args: raw: the same one unresolved. read: names of variables, as recorded."""
+
+    def value(key: Any) -> Any:
+        if isinstance(raw[key], (dict, list)):
+            return _written(node[key], raw[key], read)
+        if not isinstance(raw[key], str) or "${" not in raw[key]:
+            return raw[key]
+        read.clear()
+        resolved = node[key]
+        if OmegaConf.is_config(resolved):
+            resolved = OmegaConf.to_container(resolved, resolve=True)
+        return raw[key] if read else resolved
+
+    return {key: value(key) for key in raw} if isinstance(raw, dict) else [value(index) for index in range(len(raw))]
+
+
+def _map_texts(node: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(node, dict):
+        return {key: _map_texts(child, change) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_map_texts(child, change) for child in node]
+    return change(node) if isinstance(node, str) else node
 
 
 def _missing_member(error: MissingConfigException, overrides: Sequence[Override]) -> UserError:

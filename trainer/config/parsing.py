@@ -1,4 +1,4 @@
-"""A composed mapping -> `Config`, or every problem in it at once. Torch-free."""
+"""A composed mapping -> `Config`, or every problem in it at once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from trainer.task import TaskSpec
 T = TypeVar("T")
 
 
-def parse_config(mapping: Mapping[str, Any], task: TaskSpec) -> Config:
+def parse_config(mapping: Mapping[str, Any], task: TaskSpec, chosen: Mapping[str, str]) -> Config:
     """Give each node its class, chosen by the node's `name`, and check every value's type and bounds.
 
     Args: mapping: plain containers, interpolations resolved. task: whose task, model and data schemas apply.
+        chosen: members that the command line names, by group.
     Raises: ConfigError: with all problems, in the order of the schema.
     """
     groups: dict[str, Mapping[str, type[Named]]] = {
@@ -42,16 +43,25 @@ def parse_config(mapping: Mapping[str, Any], task: TaskSpec) -> Config:
         problems.append(Problem(key, mapping[key], f"no such key; {nearest(key, list(_plain_nodes()))}"))
     for group, members in groups.items():
         node = mapping.get(group)
-        chosen = node.get("name") if isinstance(node, Mapping) else None
-        if not isinstance(chosen, str) or chosen not in members:
-            owner = f" of task={task.name}" if group in ("model", "data") else ""
-            advice = f"no such {group}{owner}; {nearest(str(chosen), list(members))}"
-            problems.append(Problem(group, chosen, advice))
+        name = node.get("name") if isinstance(node, Mapping) else None
+        if not isinstance(name, str) or name not in members:
+            problems.append(_no_member(group, node, members, task, chosen))
             continue
-        _collect(TypeAdapter(members[chosen]), node, group, values, problems)
+        _collect(TypeAdapter(members[name]), node, group, values, problems)
     if problems:
         raise ConfigError(problems)
     return Config(**values)
+
+
+def _no_member(group: str, node: Any, members: Mapping[str, Any], task: TaskSpec, chosen: Mapping[str, str]) -> Problem:
+    """Why a node belongs to no member of its group."""
+    name = node.get("name") if isinstance(node, Mapping) else None
+    typed = chosen.get(group, name)
+    if isinstance(node, Mapping) and name is None:
+        what = f"its file has _target_={node['_target_']}" if "_target_" in node else "its file has no name"
+        return Problem(group, typed, f"{what}; a file of your own sets name to one of {', '.join(sorted(members))}")
+    owner = f" of task={task.name}" if group in ("model", "data") else ""
+    return Problem(group, typed, f"no such {group}{owner}; {nearest(str(name), list(members))}")
 
 
 def _plain_nodes() -> dict[str, TypeAdapter[Any]]:

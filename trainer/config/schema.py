@@ -45,6 +45,9 @@ class Named:
 class TaskConfig(Named):
     """What a task asks beside model and data; each task extends it."""
 
+    # Fields that an evaluation reads, which the verb `eval` may therefore change.
+    EVALUATION: ClassVar[frozenset[str]] = frozenset()
+
 
 @settings
 class ModelConfig(Named):
@@ -164,6 +167,8 @@ class RunConfig:
     """Name of the run; null derives <model>-<data>-<hash8>."""
     fresh: bool
     """Start over beside an unfinished run instead of resuming it."""
+    record_git_diff: bool
+    """Write the uncommitted changes of the code into run.json; they may hold what is not meant to be shared."""
 
 
 @settings

@@ -18,12 +18,14 @@ from trainer.task import TaskSpec
 from trainer.world import World
 
 
-def validate(config: Config, task: TaskSpec, world: World) -> None:
+def validate(config: Config, task: TaskSpec, world: World, trains: bool = True) -> None:
     """Check a typed configuration against itself, the task and the planned world.
 
+    Args: trains: False where a trained model is applied, which takes no steps and so no global batch.
     Raises: ConfigError: with every problem found.
     """
-    checks = (_length, _batch, _precision, _optimizer, _monitor, _run, _logger)
+    training_checks = (_length, _batch, _optimizer, _monitor, _logger)
+    checks = (*(training_checks if trains else ()), _precision, _run)
     problems = [problem for check in checks for problem in check(config, world)]
     problems += _strategy(config, world, task)
     problems += node_problems(config, world.local_world_size)

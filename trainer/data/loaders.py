@@ -64,13 +64,19 @@ class StepLoader(Generic[B]):
 
 
 class EvaluationLoader(Generic[B]):
-    """One rank's part of a set, each sample once over all ranks, in order."""
+    """One rank's part of a set, or of its first num_samples, each sample once over all ranks, in order."""
 
     def __init__(
-        self, dataset: Gatherable[B], share: Share, batch_size: int, device: torch.device, prefetch_batches: int
+        self,
+        dataset: Gatherable[B],
+        share: Share,
+        batch_size: int,
+        device: torch.device,
+        prefetch_batches: int,
+        num_samples: int | None = None,
     ) -> None:
         self.dataset, self.device, self.prefetch_batches = dataset, device, prefetch_batches
-        self.batches = evaluation_batches(len(dataset), share, batch_size)
+        self.batches = evaluation_batches(len(dataset) if num_samples is None else num_samples, share, batch_size)
 
     def __len__(self) -> int:
         return len(self.batches)

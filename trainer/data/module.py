@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from trainer.config.schema import Config
 from trainer.data.batch import Gatherable, MicroBatch
 from trainer.data.loaders import EvaluationLoader, StepLoader
-from trainer.data.samplers import Share, ShuffledSampler, StepSampler
+from trainer.data.samplers import Share, ShuffledSampler, StepSampler, num_evaluated
 
 ConfigT = TypeVar("ConfigT", bound=Config[Any, Any, Any], default=Config)
 
@@ -91,14 +91,16 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
         return self.evaluation_loader("test") if "test" in self.sets else []
 
     def evaluation_loader(self, name: str) -> EvaluationLoader[MicroBatch]:
-        """This rank's part of a set, in order."""
-        trainer = self._trainer
+        """This rank's part of a set, in order, as far as trainer.limit_val_batches or limit_test_batches allows."""
+        trainer, options = self._trainer, self.config.trainer
+        limit = options.limit_val_batches if name == "val" else options.limit_test_batches
         return EvaluationLoader(
             self.sets[name],
             Share(trainer.global_rank, trainer.world_size),
             self.config.batch.eval_size,
             trainer.strategy.root_device,
             self.config.performance.prefetch_batches,
+            num_evaluated(len(self.sets[name]), limit, self.config.batch.eval_size),
         )
 
     @property

@@ -6,6 +6,7 @@ matter of asking for the next one, and the global order does not depend on the n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,6 +83,18 @@ def evaluation_batches(num_samples: int, share: Share, batch_size: int) -> list[
         indices = np.arange(start, min(start + step, num_samples))
         batches += split_step(indices, share, batch_size)
     return batches
+
+
+def num_evaluated(num_samples: int, limit: int | float, batch_size: int) -> int:
+    """How many samples of a set are evaluated, on any number of ranks.
+
+    Lightning counts the batches of each rank, so that two ranks would evaluate twice as many samples as one.
+
+    Args: limit: an int is a number of batches of batch_size over all ranks, a float a share of the samples.
+    """
+    if isinstance(limit, int):
+        return min(num_samples, limit * batch_size)
+    return min(num_samples, math.ceil(num_samples * limit))
 
 
 def uniform(seed: int, epoch: int, indices: np.ndarray, num_draws: int, stream: int = 0) -> np.ndarray:

@@ -10,9 +10,10 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.loggers import Logger
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from trainer.checkpoint.weights import PlainCheckpointIO
+from trainer.checkpoint.weights import PlainCheckpointIO, read_state
 from trainer.config.groups import WandbLoggerConfig
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
@@ -57,20 +58,35 @@ def build_data_and_module(
 
 
 def build_trained(
-    config: Config, task: TaskSpec, world: World, run_dir: Path
+    config: Config, task: TaskSpec, world: World, run_dir: Path, weights: Path | None = None
 ) -> tuple[DataModule, TrainingModule, pl.Trainer]:
-    """Build data, networks with the run's final weights, and a Trainer without callbacks or loggers.
+    """Build data, networks with trained weights, and a Trainer without callbacks or loggers.
 
-    Raises: UserError: the run has no weights yet.
+    Args: weights: a safetensors file or a checkpoint's state; None takes the run's final weights.
+    Raises: UserError: the run has no weights yet, or they belong to another model.
     """
-    weights = run_dir / MODEL_FILE
+    weights = weights or run_dir / MODEL_FILE
     if not weights.exists():
         raise UserError(
             f"run={run_dir}: no {MODEL_FILE} yet", "the run is not finished; the command that started it resumes it"
         )
     data, module = build_data_and_module(config, task, world, run_dir)
-    load_model(module, str(weights))
+    _load_weights(module, weights)
     return data, module, build_trainer(config, world, run_dir, [], [])
+
+
+def _load_weights(module: TrainingModule, file: Path) -> None:
+    try:
+        if file.suffix == ".safetensors":
+            load_model(module, str(file))
+        else:
+            module.load_state_dict(read_state(file)["state_dict"])
+    except SafetensorError as error:
+        raise UserError(f"checkpoint={file}: damaged ({error})") from error
+    except RuntimeError as error:
+        # torch lists every tensor that does not fit, after a first line that names the class.
+        first = str(error).strip().split("\n")[1:2] or [str(error)]
+        raise UserError(f"checkpoint={file}: weights of another model ({first[0].strip()[:200]})") from error
 
 
 def prepare_networks(config: Config, module: TrainingModule, world: World) -> None:
@@ -113,8 +129,9 @@ def build_trainer(
         val_check_interval=options.val_check_interval,
         check_val_every_n_epoch=options.check_val_every_n_epoch,
         limit_train_batches=options.limit_train_batches,
-        limit_val_batches=options.limit_val_batches,
-        limit_test_batches=options.limit_test_batches,
+        # The loaders apply the limits over all ranks; Lightning, which counts per rank, only hears of none at all.
+        limit_val_batches=1.0 if options.limit_val_batches else 0,
+        limit_test_batches=1.0 if options.limit_test_batches else 0,
         num_sanity_val_steps=options.num_sanity_val_steps,
         deterministic=options.deterministic,
         benchmark=options.benchmark,

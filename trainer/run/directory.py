@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from trainer.config.identity import identity, identity_hash, run_name
+from trainer.config.identity import identity_hash, recorded_identity, run_name
 from trainer.config.schema import Config
 from trainer.errors import EXIT_STOPPED, UserError
 from trainer.run.files import (
@@ -35,12 +35,13 @@ from trainer.run.record import Record, now
 class Run:
     """An open run directory, locked until `close` or the end of the process.
 
-    resumed: the directory existed, unfinished, and is continued.
+    resumed: the directory existed, unfinished, and is continued. with_git_diff: run.record_git_diff.
     """
 
     directory: Path
     resumed: bool
     lock: TextIO
+    with_git_diff: bool
 
     @property
     def record(self) -> Record:
@@ -58,7 +59,7 @@ class Run:
         Args: stop_requested: whether a stop was requested before training, which makes a failure a stop.
         Raises: SystemExit: with 75, after a stop before the first step or within one.
         """
-        self.record.begin_attempt(launcher, world_size)
+        self.record.begin_attempt(launcher, world_size, self.with_git_diff)
         try:
             yield
         except BaseException as error:
@@ -81,33 +82,33 @@ def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
     Args: mapping: the composed configuration, secrets as references, written to config.yaml.
     Raises: UserError: the run is in use, or run.name belongs to another experiment.
     """
-    directory, resumed = _choose(config)
+    directory, resumed = _choose(config, mapping)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        run = Run(directory, resumed, _lock(directory))
+        run = Run(directory, resumed, _lock(directory), config.run.record_git_diff)
     except OSError as error:
         raise UserError(f"run.root={config.run.root}: {directory} cannot be written ({error.strerror})") from error
     for folder in (LOGS_DIR, CHECKPOINTS_DIR):
         (directory / folder).mkdir(exist_ok=True)
     if not resumed:
-        write_json(run.record.file, _new_record(config))
+        write_json(run.record.file, _new_record(config, mapping))
     write_text(directory / CONFIG_FILE, yaml.safe_dump(dict(mapping), sort_keys=False))
     return run
 
 
-def _new_record(config: Config) -> dict[str, Any]:
+def _new_record(config: Config, mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "status": "created",
         "created": now(),
         "hash": identity_hash(config),
-        "identity": identity(config),
+        "identity": recorded_identity(config, mapping),
         # Before W&B starts: a run that is killed in its first second still resumes under the same id.
         "wandb_id": secrets.token_hex(4),
         "attempts": [],
     }
 
 
-def _choose(config: Config) -> tuple[Path, bool]:
+def _choose(config: Config, mapping: Mapping[str, Any]) -> tuple[Path, bool]:
     """Returns: (directory, whether it is an unfinished run to resume)."""
     parent, name = Path(config.run.root) / config.task.name, run_name(config)
     number, latest = 1, None
@@ -117,7 +118,7 @@ def _choose(config: Config) -> tuple[Path, bool]:
         return latest or candidate, False
     record = Record(latest).read()
     if record["hash"] != identity_hash(config):
-        old, new = record["identity"], identity(config)
+        old, new = record["identity"], recorded_identity(config, mapping)
         differing = ", ".join(key for key in {**old, **new} if old.get(key) != new.get(key))
         raise UserError(
             f"run.name={config.run.name}: {latest} holds another experiment; it differs in {differing}",

@@ -8,6 +8,9 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
+
+from trainer.config.secrets import redact_text
 
 RECORDED_PACKAGES = (
     "torch", "pytorch-lightning", "hydra-core", "deepspeed", "wandb", "datasets", "transformers", "torchmetrics",
@@ -50,8 +53,11 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
-def git_state() -> dict[str, str] | None:
-    """SHA and uncommitted diff of the repository that holds this code; null outside one."""
+def git_state(with_diff: bool) -> dict[str, Any] | None:
+    """SHA of the repository that holds this code, and whether it has uncommitted changes; None outside of one.
+
+    Args: with_diff: add the changes themselves, which may hold what is not meant to be shared.
+    """
     home = Path(__file__).parent
 
     def git(*words: str) -> str | None:
@@ -64,4 +70,8 @@ def git_state() -> dict[str, str] | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     sha = git("rev-parse", "HEAD")
-    return None if sha is None else {"sha": sha, "diff": git("diff", "HEAD") or ""}
+    if sha is None:
+        return None
+    diff = git("diff", "HEAD")
+    state: dict[str, Any] = {"sha": sha, "modified": bool(diff)}
+    return {**state, "diff": redact_text(diff or "")} if with_diff else state

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.config.secrets import redact_words
 from trainer.errors import UserError
 from trainer.run.files import RECORD_FILE, write_json
 from trainer.run.provenance import cpu_name, git_state, gpu_names, package_versions, user_name
@@ -37,19 +38,19 @@ class Record:
         """Replace top-level values, atomically."""
         write_json(self.file, {**self.read(), **values})
 
-    def begin_attempt(self, launcher: str, world_size: int) -> None:
+    def begin_attempt(self, launcher: str, world_size: int, with_git_diff: bool = False) -> None:
         """Record that training starts or resumes: from which code, on which hardware."""
         attempt = {
             "start": now(),
             "end": None,
             "cause": None,
-            "command": sys.argv,
+            "command": redact_words(sys.argv),
             "launcher": launcher,
             "world_size": world_size,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "user": user_name(),
-            "git": git_state(),
+            "git": git_state(with_git_diff),
             "versions": {"python": platform.python_version(), **package_versions()},
             "hardware": {"cpu": cpu_name(), "num_cores": os.cpu_count(), "gpus": gpu_names()},
         }

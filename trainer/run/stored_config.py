@@ -2,46 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from trainer.config.compose import typed
+from trainer.config.compose import parse_overrides, typed
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.run.files import CONFIG_FILE
-from trainer.task import TaskSpec
+from trainer.task import TaskSpec, find_tasks, is_plugin_loaded
 
 MISSING_KEY = object()
 
 
 @dataclass(frozen=True)
 class StoredConfig:
-    """A run's configuration. mapping: as in config.yaml, environment variables as references."""
+    """A run's configuration. mapping: as in config.yaml, with references to the environment unresolved."""
 
     config: Config
     mapping: dict[str, Any]
     task: TaskSpec
 
 
-def read_stored_config(run_dir: Path, overrides: Sequence[str] = ()) -> StoredConfig:
-    """Read config.yaml of a run. Args: overrides: key=value with dotted keys that the file has.
+def read_stored_config(
+    run_dir: Path, overrides: Sequence[str] = (), nodes: Mapping[str, DictConfig] | None = None
+) -> StoredConfig:
+    """Read config.yaml of a run.
 
-    Raises: UserError: the file cannot be read, or a key or value is wrong.
+    A stored run imports no code by itself: the folders that its `plugins` names are used only if `overrides` repeat
+    them, or this process has imported them already.
+
+    Args: overrides: key=value with keys that the file has. nodes: whole nodes to replace first, such as `data`.
+    Raises: UserError: the file cannot be read, a key or value is wrong, or the run needs a plugin.
     """
-    try:
-        mapping = OmegaConf.load(run_dir / CONFIG_FILE)
-    except OSError as error:
-        raise UserError(f"run={run_dir}: no readable {CONFIG_FILE}") from error
-    for word in overrides:
-        key, _, value = word.partition("=")
+    mapping = _load(run_dir)
+    stored_plugins = [str(folder) for folder in mapping.get("plugins") or ()]
+    mapping["plugins"] = [folder for folder in stored_plugins if is_plugin_loaded(Path(folder))]
+    for name, node in (nodes or {}).items():
+        mapping[name] = node
+    for override in parse_overrides(overrides):
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: one value is possible here")
         if OmegaConf.select(mapping, key, default=MISSING_KEY) is MISSING_KEY:
-            raise UserError(f"{word}: no such key in {run_dir / CONFIG_FILE}")
-        OmegaConf.update(mapping, key, yaml.safe_load(value))
-    config, task = typed(mapping)  # pyright: ignore[reportArgumentType]
+            raise UserError(f"{override.input_line}: no such key in {run_dir / CONFIG_FILE}")
+        OmegaConf.update(mapping, key, override.value())
+    _check_plugins(run_dir, mapping, stored_plugins)
+    config, task = typed(mapping)
     plain: Any = OmegaConf.to_container(mapping, resolve=False)
     return StoredConfig(config, plain, task)
+
+
+def plugins_word(folders: Sequence[str]) -> list[str]:
+    """The override that repeats plugins to another process; empty where there are none."""
+    return [f"plugins={json.dumps(list(folders))}"] if folders else []
+
+
+def _load(run_dir: Path) -> DictConfig:
+    try:
+        mapping = OmegaConf.load(run_dir / CONFIG_FILE)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"run={run_dir}: no readable {CONFIG_FILE}") from error
+    if not isinstance(mapping, DictConfig):
+        raise UserError(f"run={run_dir}: {CONFIG_FILE} is not a configuration")
+    return mapping
+
+
+def _check_plugins(run_dir: Path, mapping: DictConfig, stored_plugins: Sequence[str]) -> None:
+    """Raises: UserError: the run's task comes from a plugin that was not repeated."""
+    missing = [folder for folder in stored_plugins if folder not in mapping["plugins"]]
+    name = OmegaConf.select(mapping, "task.name")
+    if missing and name not in find_tasks(tuple(mapping["plugins"])):
+        raise UserError(
+            f"run={run_dir}: its task {name} is a plugin, and a stored run imports no code by itself",
+            f"if you trust it, repeat it: plugins=[{','.join(missing)}]",
+        )

@@ -1,30 +1,30 @@
-"""Checkpoint -> model.safetensors: weights alone, in an open format that needs neither this project nor DeepSpeed."""
+"""The verb convert: the weights of a checkpoint as safetensors, which needs neither this project nor DeepSpeed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainer.checkpoint.store import CheckpointStore, find_damage
+from trainer.checkpoint.choose import find_checkpoint, weights_file
+from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.weights import read_state, write_weights
 from trainer.errors import EXIT_DONE, UserError, nearest
-from trainer.run.files import MODEL_FILE, STATE_FILE
+from trainer.run.files import MODEL_FILE, RECORD_FILE
 from trainer.run.record import Record
 
 ARGUMENTS = ("run", "checkpoint", "out")
+SUFFIX = ".safetensors"
 
 
 def convert(words: Sequence[str]) -> int:
-    """The verb: `run=DIR [checkpoint=best|last|step-00000040] [out=FILE]`, or `checkpoint=PATH out=FILE`.
+    """Write the weights of a checkpoint; `trainer convert --help` describes the arguments.
 
-    Returns: exit code. Raises: UserError: no such checkpoint, a damaged one, or one that is none of ours.
+    Returns: exit code. Raises: UserError: no such checkpoint, a damaged one, one of another kind, or a wrong `out`.
     """
     arguments = _arguments(words)
     checkpoint, target = _choose(arguments)
-    file = checkpoint / STATE_FILE if checkpoint.is_dir() else checkpoint
-    damage = find_damage(checkpoint) if checkpoint.is_dir() else None
-    if damage is not None:
-        raise UserError(f"checkpoint={checkpoint}: damaged ({damage})", "convert another one of the run")
+    _check_target(target)
+    file = weights_file(checkpoint)
     weights = read_state(file)["state_dict"]
     write_weights(weights, target)
     print(f"{target}: {len(weights)} tensors of {file}")
@@ -44,16 +44,23 @@ def _arguments(words: Sequence[str]) -> dict[str, str]:
 
 
 def _choose(arguments: Mapping[str, str]) -> tuple[Path, Path]:
+    """Returns: (verified checkpoint, file to write)."""
     if "run" not in arguments:
-        return Path(arguments["checkpoint"]), Path(arguments["out"])
+        return find_checkpoint(arguments["checkpoint"]), Path(arguments["out"])
     run_dir = Path(arguments["run"])
     Record(run_dir).read()
-    store = CheckpointStore(run_dir)
-    names = [path.name for path in store.checkpoints()]
-    if not names:
-        raise UserError(f"run={run_dir}: no checkpoint yet")
-    names += [name for name in ("best", "last") if (store.directory / name).exists()]
-    name = arguments.get("checkpoint", "best" if "best" in names else "last")
-    if name not in names:
-        raise UserError(f"checkpoint={name}: not in {store.directory}; {nearest(name, names)}")
-    return (store.directory / name).resolve(), Path(arguments.get("out", run_dir / MODEL_FILE))
+    name = arguments.get("checkpoint", "best" if CheckpointStore(run_dir).best() else "last")
+    checkpoint = find_checkpoint(name, run_dir)
+    # Not model.safetensors: that file holds the weights the run has ended with, and eval and predict read it as such.
+    label = name if name in ("best", "last") else checkpoint.stem
+    return checkpoint, Path(arguments.get("out", run_dir / f"model-{label}{SUFFIX}"))
+
+
+def _check_target(target: Path) -> None:
+    if target.suffix != SUFFIX:
+        raise UserError(f"out={target}: weights are written as safetensors; name a file that ends in {SUFFIX}")
+    if target.name == MODEL_FILE and (target.parent / RECORD_FILE).exists():
+        raise UserError(
+            f"out={target}: holds the final weights of a run, which eval and predict read",
+            f"choose another name; eval run={target.parent} checkpoint=NAME evaluates a checkpoint as it is",
+        )

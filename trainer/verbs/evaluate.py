@@ -1,38 +1,130 @@
-"""The verb eval: metrics of a run's best weights."""
+"""The verb eval: metrics of a trained model on its own data or on other data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from trainer.run.files import EVALUATION_FILE, write_json
+from trainer.checkpoint.choose import find_checkpoint, weights_file
+from trainer.config.identity import hash8, identity
+from trainer.errors import UserError
+from trainer.run.files import CHECKPOINTS_DIR, EVALUATION_FILE, MODEL_FILE, write_json
+from trainer.run.stored_config import read_stored_config
 from trainer.verbs.prepare import PreparedRun
-from trainer.verbs.stored_run import on_stored_run
+from trainer.verbs.stored_run import on_stored_run, refuse_unknown
 
 
 def evaluate(words: Sequence[str]) -> int:
-    """Evaluate a run. Args: words: run=DIR and overrides. Returns: exit code. Raises: UserError."""
+    """Evaluate a run; `trainer eval --help` describes the words. Returns: exit code. Raises: UserError."""
     return on_stored_run("eval", words, evaluate_on_rank)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    weights: the file. label: the checkpoint as the user knows it; None for the run's final weights.
+    changed: what differs from the run's own configuration and changes numbers, by dotted key.
+    """
+
+    weights: Path
+    label: str | None
+    changed: Mapping[str, Any]
+
+    def result_file(self, run_dir: Path, data_name: str) -> Path:
+        """eval.json for the run itself; for other weights or data a file of their own beside it."""
+        if self.label is None and not self.changed:
+            return run_dir / EVALUATION_FILE
+        parts = [Path(EVALUATION_FILE).stem]
+        parts += [data_name] if any(key.startswith("data.") for key in self.changed) else []
+        parts += [self.label] if self.label is not None else []
+        parts += [hash8(dict(self.changed))] if self.changed else []
+        return run_dir / f"{'-'.join(parts)}.json"
+
+
 def evaluate_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:
-    """Metrics on the validation and test sets, to the terminal and eval.json."""
+    """Compute the metrics of the validation and test sets; rank 0 prints and writes them.
+
+    Raises: UserError: a wrong argument, no such checkpoint, or nothing to evaluate.
+    """
     from trainer.engine.build import build_trained
 
-    data, module, trainer = build_trained(prepared.config, prepared.task, prepared.world, run_dir)
+    own = refuse_unknown("eval", arguments, ["checkpoint"])
+    config = prepared.config
+    subject = _choose(prepared, run_dir, own.get("checkpoint"))
+    data, module, trainer = build_trained(config, prepared.task, prepared.world, run_dir, subject.weights)
     metrics: dict[str, float] = {}
-    if "val" in data.sets:
+    if "val" in data.sets and config.trainer.limit_val_batches:
         trainer.validate(module, datamodule=data, verbose=False)
         metrics |= module.evaluated
-    if "test" in data.sets:
+    if "test" in data.sets and config.trainer.limit_test_batches:
         trainer.test(module, datamodule=data, verbose=False)
         metrics |= module.evaluated
+    if not metrics:
+        raise UserError(f"data={config.data.name}: has no validation or test set, or trainer.limit_*_batches=0")
     if prepared.world.rank == 0:
-        write_json(run_dir / EVALUATION_FILE, metrics)
-        table = Table("metric", "value")
-        for name, value in sorted(metrics.items()):
-            table.add_row(name, f"{value:.4f}")
-        Console().print(table)
+        _report(subject, run_dir, config.data.name, metrics)
+
+
+def _choose(prepared: PreparedRun, run_dir: Path, checkpoint: str | None) -> Subject:
+    """What to evaluate, decided by rank 0. Called on all ranks."""
+
+    def choose() -> dict[str, Any]:
+        own, asked = identity(read_stored_config(run_dir).config), identity(prepared.config)
+        changed = {key: asked.get(key) for key in sorted({*own, *asked}) if own.get(key) != asked.get(key)}
+        if checkpoint is None:
+            return {"weights": str(_final_weights(run_dir)), "label": None, "changed": changed}
+        found = find_checkpoint(checkpoint, run_dir)
+        is_own = found.parent == (run_dir / CHECKPOINTS_DIR).resolve()
+        label = found.stem if is_own else f"{found.stem}-{hash8(str(found))}"
+        return {"weights": str(weights_file(found)), "label": label, "changed": changed}
+
+    choice = _decide_on_rank_0(prepared.world.rank, choose)
+    return Subject(Path(choice["weights"]), choice["label"], choice["changed"])
+
+
+def _final_weights(run_dir: Path) -> Path:
+    path = run_dir / MODEL_FILE
+    if not path.exists():
+        raise UserError(
+            f"run={run_dir}: no {MODEL_FILE} yet, since the run is not finished; the command that started it resumes it",
+            "to evaluate it as it is, name a checkpoint: checkpoint=best or checkpoint=last",
+        )
+    return path
+
+
+def _decide_on_rank_0(rank: int, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What rank 0 decides, on every rank; its UserError is raised on every rank too."""
+    from trainer.collectives import broadcast_json
+
+    choice: dict[str, Any] = {}
+    if rank == 0:
+        try:
+            choice = decide()
+        except UserError as error:
+            choice = {"error": error.lines}
+    choice = broadcast_json(choice)
+    if "error" in choice:
+        raise UserError(*choice["error"])
+    return choice
+
+
+def _report(subject: Subject, run_dir: Path, data_name: str, metrics: Mapping[str, float]) -> None:
+    file = subject.result_file(run_dir, data_name)
+    of = {"weights": subject.label or MODEL_FILE, "data": data_name, "changed": dict(subject.changed)}
+    # eval.json stays a plain mapping of metrics, as everything that reads a run expects it.
+    write_json(file, metrics if file.name == EVALUATION_FILE else {**of, "metrics": dict(metrics)})
+    console = Console()
+    table = Table("metric", "value", title=f"{of['weights']} on {data_name}")
+    for name, value in sorted(metrics.items()):
+        table.add_row(name, f"{value:.4f}")
+    console.print(table, highlight=False)
+    for key, value in subject.changed.items():
+        if not key.startswith("data."):
+            console.print(f"not as in the run: {key}={value}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"written to {file}", highlight=False, markup=False, soft_wrap=True)

@@ -20,6 +20,7 @@ from trainer.launch.rank_logs import set_up_rank_logs
 from trainer.launch.submit import submit, submits
 from trainer.run.directory import open_run
 from trainer.run.record import Record
+from trainer.run.stored_config import plugins_word
 from trainer.verbs.prepare import Options, PreparedRun, prepare, take_options
 
 
@@ -61,7 +62,8 @@ def _fit_here(prepared: PreparedRun) -> int:
     run = open_run(config, prepared.mapping)
     with run.attempt(world.launcher, world.world_size, stop_requested):
         if world.launcher == "elastic":
-            start_ranks(world, config.launch, ["fit", str(run.directory)], run.directory)
+            words = ["fit", str(run.directory), *plugins_word(config.plugins)]
+            start_ranks(world, config.launch, words, run.directory)
             return EXIT_STOPPED if run.record.read()["status"] == "stopped" else EXIT_DONE
         set_up_rank_logs(run.directory, world)
         with process_group(config, world):

@@ -1,4 +1,4 @@
-"""From words to a checked configuration and its world: what fit, plan, doctor and sweep begin with."""
+"""From words to a checked configuration and its world: the first part of fit, plan, doctor and a sweep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.config.compose import compose_mapping, typed, without_secrets
+from trainer.config.compose import chosen_members, compose_mapping, typed, without_secrets
 from trainer.config.schema import Config, LaunchConfig, TrainerConfig
 from trainer.config.validation import validate
 from trainer.errors import UserError
@@ -16,13 +16,36 @@ from trainer.launch.submit import submits
 from trainer.task import TaskSpec
 from trainer.world import World
 
+OPTIONS = ("--cfg", "--package", "--config-dir", "--multirun")
+SHORT = {"-c": "--cfg", "-p": "--package", "-cd": "--config-dir", "-m": "--multirun"}
+# Options of Hydra's own command line that have no meaning here, and what does their work.
+HYDRA_OPTIONS = {
+    "--info": "--cfg job prints the composed configuration, --help the groups, and the verb plan what would run",
+    "-i": "see --cfg job, --help and the verb plan",
+    "--resolve": "--cfg job resolves all values but those of the environment, which may be secrets",
+    "--run": "training is what happens without a verb",
+    "-r": "training is what happens without a verb",
+    "--hydra-help": "--help describes this command",
+    "--config-name": "use experiment=NAME, with --config-dir=DIR for a folder of your own",
+    "-cn": "use experiment=NAME, with --config-dir=DIR for a folder of your own",
+    "--config-path": "use --config-dir=DIR",
+    "-cp": "use --config-dir=DIR",
+    "--shell-completion": 'eval "$(trainer completion)" installs it in bash',
+    "-sc": 'eval "$(trainer completion)" installs it in bash',
+    "--experimental-rerun": "the same command resumes an unfinished run",
+}
+
 
 @dataclass
 class Options:
-    """What stands on the command line beside overrides."""
+    """What stands on the command line besides overrides.
+
+    package: the node that --cfg prints; empty for all of it.
+    """
 
     config_dirs: list[Path] = field(default_factory=list)
     print_config: bool = False
+    package: str = ""
     multirun: bool = False
 
     def as_words(self) -> list[str]:
@@ -32,25 +55,49 @@ class Options:
 
 def take_options(words: Sequence[str]) -> tuple[Options, list[str]]:
     """Split a command line. Returns: (options, overrides). Raises: UserError: there is no such option."""
-    options, overrides, rest = Options(), [], list(words)
+    return parse_options(words, OPTIONS)
+
+
+def parse_options(words: Sequence[str], accepted: Sequence[str]) -> tuple[Options, list[str]]:
+    """Split the words of a verb that takes only some options. Returns: (options, other words).
+
+    Raises: UserError: the verb has no such option, or its value is missing or wrong.
+    """
+    options, others, rest = Options(), [], list(words)
     while rest:
         word = rest.pop(0)
-        name, _, value = word.partition("=")
-        if word in ("-m", "--multirun"):
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            others.append(word)
+            continue
+        if name in HYDRA_OPTIONS:
+            raise UserError(f"{word}: an option of Hydra's own command line; {HYDRA_OPTIONS[name]}")
+        full = SHORT.get(name, name)
+        if full not in accepted:
+            raise UserError(f"{word}: no such option; possible: {', '.join((*accepted, '--help'))}")
+        if full == "--multirun":
             options.multirun = True
-        elif name in ("--cfg", "-c", "--config-dir", "-cd"):
-            value = value or (rest.pop(0) if rest else "")
-            if name in ("--config-dir", "-cd"):
-                options.config_dirs.append(Path(value))
-            elif value == "job":
-                options.print_config = True
-            else:
-                raise UserError(f"{name} {value}: possible: {name} job")
-        elif word.startswith("-"):
-            raise UserError(f"{word}: no such option; possible: --cfg job, --config-dir DIR, -m, --help")
-        else:
-            overrides.append(word)
-    return options, overrides
+            continue
+        if not equals:
+            value = rest.pop(0) if rest else ""
+        if not value:
+            raise UserError(f"{word}: needs a value")
+        _set_option(options, full, value)
+    return options, others
+
+
+def _set_option(options: Options, name: str, value: str) -> None:
+    if name == "--config-dir":
+        options.config_dirs.append(Path(value))
+    elif name == "--package":
+        options.package = value
+    elif value == "job":
+        options.print_config = True
+    elif value in ("hydra", "all"):
+        advice = "Hydra only composes here, and its own settings (hydra.*) have no effect; possible: --cfg job"
+        raise UserError(f"--cfg {value}: {advice}")
+    else:
+        raise UserError(f"--cfg {value}: possible: --cfg job")
 
 
 @dataclass(frozen=True)
@@ -66,12 +113,13 @@ class PreparedRun:
 def prepare(
     overrides: Sequence[str], options: Options, find_world: Callable[[TrainerConfig, LaunchConfig], World] | None = None
 ) -> PreparedRun:
-    """Everything that can be known before torch is imported. Args: find_world: instead of the one that would run here.
+    """Everything that can be known before torch is imported.
 
-    Raises: UserError: any mistake.
+    Args: find_world: gives the world to plan for; None is the one that would run here.
+    Raises: UserError: any error of the user's in the configuration.
     """
     composed = compose_mapping(overrides, options.config_dirs)
-    config, task = typed(composed)
+    config, task = typed(composed, chosen_members(overrides))
     find_world = find_world or (submitted_world if submits(config) else plan_world)
     world = find_world(config.trainer, config.launch)
     validate(config, task, world)

@@ -1,39 +1,66 @@
-"""What eval and predict have in common: a run directory, and ranks to work on it."""
+"""What the verbs that take a run directory have in common: their words, and ranks to work on the run."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.config.compose import compose_data
+from trainer.config.schema import Config
 from trainer.config.validation import validate
-from trainer.errors import EXIT_BUG, EXIT_DONE, UserError
+from trainer.errors import EXIT_BUG, EXIT_DONE, UserError, nearest
 from trainer.launch.agent import RankFailure, start_ranks
 from trainer.launch.discover import plan_world
 from trainer.launch.process_group import process_group
 from trainer.launch.rank_logs import set_up_rank_logs
 from trainer.run.record import Record
-from trainer.run.stored_config import read_stored_config
-from trainer.verbs.prepare import PreparedRun
+from trainer.run.stored_config import StoredConfig, read_stored_config
+from trainer.verbs.prepare import PreparedRun, parse_options
 
 RankFunction = Callable[[PreparedRun, Path, Sequence[str]], None]
 
+# Keys that say where and how fast a trained model is applied.
+PLACE_KEYS = (
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.precision", "trainer.deterministic",
+    "trainer.benchmark", "batch.eval_size", "model.path", "data.*", "launch.*", "performance.*",
+)  # fmt: skip
+# A trailing * stands for all keys below a node. Any other key would be without effect and is refused.
+ACCEPTED_KEYS: Mapping[str, Sequence[str]] = {
+    "eval": (*PLACE_KEYS, "trainer.limit_val_batches", "trainer.limit_test_batches"),
+    "predict": PLACE_KEYS,
+    "fit": (),  # a rank that fit has started: everything is in config.yaml
+}
+
+
+@dataclass(frozen=True)
+class StoredWords:
+    """The words of a verb on a run.
+
+    overrides: of keys with a dot, and plugins. data: words that compose another data set. own: the verb's arguments.
+    """
+
+    overrides: list[str]
+    data: list[str]
+    own: list[str]
+    config_dirs: list[Path]
+
 
 def on_stored_run(verb: str, words: Sequence[str], on_rank: RankFunction) -> int:
-    """A verb that takes a run directory: `run=DIR`, then overrides with a dot and the verb's own arguments without.
+    """Run a verb on the run that `run=DIR` names.
 
-    Returns: exit code. Raises: UserError: no such run, or wrong overrides.
+    Args: words: run=DIR, overrides (keys with a dot, data=MEMBER and plugins=[...]), and the verb's own arguments.
+        on_rank: called on every rank inside its process group, with the verb's own arguments only.
+    Returns: exit code. Raises: UserError: no such run, or wrong words.
     """
     directories = [word.removeprefix("run=") for word in words if word.startswith("run=")]
     if len(directories) != 1:
-        raise UserError(f"{verb}: needs run=DIR, as in {verb} run=outputs/cnn/lenet5-digits-4f2a91c0")
+        raise UserError(f"{verb}: needs run=DIR, as in {verb} run=outputs/cnn/NAME")
     run_dir = Path(directories[0])
     Record(run_dir).read()
     arguments = [word for word in words if not word.startswith("run=")]
-    for word in arguments:
-        if "=" not in word:
-            raise UserError(f"{word}: not of the form key=value")
-    prepared = prepare_stored(run_dir, arguments)
+    prepared = prepare_stored(verb, run_dir, arguments)
     config, world = prepared.config, prepared.world
     try:
         if world.launcher == "elastic":
@@ -41,16 +68,68 @@ def on_stored_run(verb: str, words: Sequence[str], on_rank: RankFunction) -> int
         else:
             set_up_rank_logs(run_dir, world)
             with process_group(config, world):
-                on_rank(prepared, run_dir, arguments)
+                on_rank(prepared, run_dir, own_arguments(verb, arguments))
     except RankFailure as failure:
         print(failure, file=sys.stderr)
         return EXIT_BUG
     return EXIT_DONE
 
 
-def prepare_stored(run_dir: Path, arguments: Sequence[str]) -> PreparedRun:
-    """The run's configuration, changed by those arguments whose key has a dot. Raises: UserError."""
-    stored = read_stored_config(run_dir, [word for word in arguments if "." in word.partition("=")[0]])
+def own_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
+    """The words that are the verb's own arguments, such as checkpoint=last or input=FILE."""
+    return _split(verb, arguments).own
+
+
+def prepare_stored(verb: str, run_dir: Path, arguments: Sequence[str]) -> PreparedRun:
+    """The run's configuration, changed as the words ask. Raises: UserError: a wrong key, value or data set."""
+    words = _split(verb, arguments)
+    stored = _read(run_dir, words)
+    for word in (*words.overrides, *words.data):
+        key = word.partition("=")[0]
+        if "." in key and not _is_accepted(key, verb, stored.config):
+            advice = f"it belongs to training; {verb} takes {', '.join(ACCEPTED_KEYS[verb])}"
+            raise UserError(f"{word}: {verb} would ignore it", advice)
     world = plan_world(stored.config.trainer, stored.config.launch)
-    validate(stored.config, stored.task, world)
+    validate(stored.config, stored.task, world, trains=verb == "fit")
     return PreparedRun(stored.config, stored.mapping, stored.task, world)
+
+
+def _split(verb: str, arguments: Sequence[str]) -> StoredWords:
+    options, rest = parse_options(arguments, ("--config-dir",))
+    words = StoredWords([], [], [], options.config_dirs)
+    member = verb == "eval" and any(word.startswith("data=") for word in rest)
+    for word in rest:
+        key, equals, _ = word.partition("=")
+        if not equals:
+            raise UserError(f"{word}: not of the form key=value")
+        if member and (key == "data" or key.startswith("data.")):
+            words.data.append(word)
+        elif "." in key or key == "plugins":
+            words.overrides.append(word)
+        else:
+            words.own.append(word)
+    return words
+
+
+def _read(run_dir: Path, words: StoredWords) -> StoredConfig:
+    if not words.data:
+        return read_stored_config(run_dir, words.overrides)
+    stored = read_stored_config(run_dir, [word for word in words.overrides if word.startswith("plugins=")])
+    data = compose_data(stored.task.name, words.data, words.config_dirs, stored.config.plugins)
+    return read_stored_config(run_dir, words.overrides, {"data": data})
+
+
+def _is_accepted(key: str, verb: str, config: Config) -> bool:
+    own = {f"task.{name}" for name in config.task.EVALUATION} if verb == "eval" else set[str]()
+    accepted = (*ACCEPTED_KEYS[verb], *own)
+    return any(key == each or (each.endswith("*") and key.startswith(each[:-1])) for each in accepted)
+
+
+def refuse_unknown(verb: str, words: Sequence[str], possible: Sequence[str]) -> dict[str, str]:
+    """A verb's own arguments by name. Raises: UserError: the verb has no such argument."""
+    arguments = {key: value for key, _, value in (word.partition("=") for word in words)}
+    for word in words:
+        key = word.partition("=")[0]
+        if key not in possible:
+            raise UserError(f"{word}: {verb} has no such argument; {nearest(key, ['run', 'data', *possible])}")
+    return arguments

@@ -16,6 +16,7 @@ from trainer.config.schema import Config
 from trainer.config.strategies import shards_state
 from trainer.errors import EXIT_DONE
 from trainer.launch.network import interfaces
+from trainer.run.stored_config import plugins_word
 from trainer.verbs.doctor.child import run_child
 from trainer.verbs.doctor.report import Finding
 from trainer.verbs.fit import submits
@@ -36,7 +37,7 @@ def check_all_reduce(config: Config, world: World) -> Iterator[Finding]:
     role = "rank" if world.joined else "start"
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config_to_mapping(config)), encoding="utf-8")
-        words = [role, folder, world.accelerator, str(world.local_world_size)]
+        words = [role, folder, world.accelerator, str(world.local_world_size), *plugins_word(config.plugins)]
         child = run_child([sys.executable, "-m", "trainer.verbs.doctor.rank", *words], TIME_LIMIT_S)
     if child.code != EXIT_DONE:
         yield Finding(NAME, "failure", f"{_ranks(world)}: {child.error_line}", _remedy(world))

@@ -12,6 +12,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,17 @@ PERIOD = 97
 
 def main() -> int:
     """Returns: exit code."""
-    role, folder, accelerator, ranks = sys.argv[1:]
-    return start(folder, accelerator, int(ranks)) if role == "start" else be_rank(Path(folder), accelerator)
+    role, folder, accelerator, ranks, *plugins = sys.argv[1:]
+    if role == "start":
+        return start(folder, accelerator, int(ranks), plugins)
+    return be_rank(Path(folder), accelerator, plugins)
 
 
-def start(folder: str, accelerator: str, ranks: int) -> int:
-    """Start the ranks of this node and wait for them."""
+def start(folder: str, accelerator: str, ranks: int, plugins: Sequence[str]) -> int:
+    """Start the ranks of this node and wait for them. Args: plugins: the override that names them, if there are any."""
     try:
         run_agent(
-            ["-m", "trainer.verbs.doctor.rank", "rank", folder, accelerator, str(ranks)],
+            ["-m", "trainer.verbs.doctor.rank", "rank", folder, accelerator, str(ranks), *plugins],
             None,
             min_nodes=1,
             max_nodes=1,
@@ -60,7 +63,7 @@ def start(folder: str, accelerator: str, ranks: int) -> int:
     return EXIT_DONE
 
 
-def be_rank(folder: Path, accelerator: Any) -> int:
+def be_rank(folder: Path, accelerator: Any, plugins: Sequence[str]) -> int:
     """One rank; the first prints what was measured as a line of JSON."""
     end_with_parent(signal.SIGKILL)
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -68,7 +71,7 @@ def be_rank(folder: Path, accelerator: Any) -> int:
     handler = get_error_handler()
     handler.initialize()
     try:
-        config = read_stored_config(folder).config
+        config = read_stored_config(folder, plugins).config
         world = joined_world(accelerator, config.launch)
         assert world is not None, "started by torchrun, srun or elastic"
         if world.launcher == "torchrun" and os.environ["TORCHELASTIC_RUN_ID"].startswith("doctor-"):

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from trainer.config.compose import parse_overrides
 from trainer.config.groups import OptunaConfig, WandbLoggerConfig
 from trainer.config.schema import Config
+from trainer.config.secrets import redact_words
 from trainer.errors import UserError
 from trainer.run.files import LOCK_FILE, LockHeld, lock_file, write_json
 from trainer.run.metrics_file import read_metrics
@@ -161,7 +162,7 @@ class Ledger:
 
     def save(self) -> None:
         """Replace the file atomically."""
-        content: dict[str, Any] = {"command": sys.argv, "jobs": [asdict(job) for job in self.jobs]}
+        content: dict[str, Any] = {"command": redact_words(sys.argv), "jobs": [asdict(job) for job in self.jobs]}
         write_json(self.path, content)
 
 
