@@ -6,11 +6,14 @@ Values travel as JSON bytes: torch's object collectives unpickle what a peer sen
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from trainer.errors import UserError
 
 
 def has_peers() -> bool:
@@ -66,3 +69,22 @@ def _device() -> torch.device:
     """Where the default group's backend takes tensors from."""
     on_gpu = "nccl" in dist.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def from_rank_zero(function: Callable[[], Any]) -> Any:
+    """Call a function on rank 0 and return its JSON value on every rank.
+
+    Raises: UserError: the function has raised it; then every rank does, so none waits for the others.
+    """
+    if not has_peers():
+        return function()
+    message: dict[str, Any] = {}
+    if dist.get_rank() == 0:
+        try:
+            message = {"value": function()}
+        except UserError as error:
+            message = {"error": error.lines}
+    message = broadcast_json(message)
+    if "error" in message:
+        raise UserError(*message["error"])
+    return message["value"]

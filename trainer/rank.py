@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def _on_rank(verb: str, run_dir: Path, arguments: Sequence[str]) -> int:
-    prepared = prepare_stored(run_dir, arguments)
+    prepared = prepare_stored(verb, run_dir, arguments)
     prepared = replace(prepared, world=replace(prepared.world, launcher="elastic"))
     set_up_rank_logs(run_dir, prepared.world)
     with process_group(prepared.config, prepared.world):
