@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trainer.config.schema import Config
+from trainer.errors import UserError
+from trainer.run.files import MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,26 @@ class Inference(ABC):
     def __call__(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Results for raw inputs, in their order."""
         return self.postprocess(self.network(**self.preprocess(inputs)))
+
+
+def load_weights(network: nn.Module, run_dir: Path, prefix: str) -> None:
+    """Give a network the run's final weights, in the type in which they are stored.
+
+    Args: prefix: of the network's names in model.safetensors, as "model.".
+    Raises: UserError: the run has no weights yet, or the file is damaged or of another network.
+    """
+    path = run_dir / MODEL_FILE
+    if not path.exists():
+        unfinished = "the run is not finished; the command that started it resumes it"
+        raise UserError(f"run={run_dir}: no {MODEL_FILE} yet", unfinished)
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {
+                name.removeprefix(prefix): file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118 - it is no mapping
+                if name.startswith(prefix)
+            }
+        network.load_state_dict(weights, assign=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"run={run_dir}: {MODEL_FILE} is damaged or does not fit the configuration", reason) from error

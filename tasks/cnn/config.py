@@ -1,4 +1,4 @@
-"""What the CNN task asks of its configuration."""
+"""The configuration of the CNN task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_probl
 from trainer.errors import Problem
 from trainer.task import TaskSpec
 
-LARGEST_SMALL_IMAGE = 64  # pixels; beyond it stem=auto takes ImageNet's
+LARGEST_SMALL_IMAGE = 64  # pixels; for larger ones stem=auto takes ImageNet's
 
 
 @settings
@@ -26,8 +26,21 @@ class CNNConfig(TaskConfig):
 
 
 @settings
+class PredictArguments:
+    """Arguments of `predict`."""
+
+    input: str
+    """An image, or a folder whose images are classified, those in folders below it included."""
+    output: str | None = None
+    """A .csv or .jsonl file; null writes predictions.csv in the run directory."""
+    on_bad_row: Literal["error", "skip"] | None = "error"
+    """For an image that cannot be used: error ends the command, skip leaves it out, null writes a row without a
+    result."""
+
+
+@settings
 class PlainConfig(ModelConfig):
-    """A network that its name says all about."""
+    """A network without options."""
 
 
 @settings
@@ -39,27 +52,26 @@ class ResNetConfig(ModelConfig):
 
 
 def smallest_image(model: ModelConfig) -> int:
-    """Side in pixels below which a network's maps vanish."""
+    """Smallest side in pixels at which no map of a network is empty."""
     if isinstance(model, ResNetConfig):
         return 32 if model.stem == "imagenet" else 8
     return {"lenet5": 16, "reference_cnn": 4}[model.name]
 
 
 def size_problem(model: ModelConfig, image_size: int) -> Problem | None:
-    """Whether images are large enough for a network."""
+    """A problem where images are too small for a network. Args: image_size: the shorter side, pixels."""
     least = smallest_image(model)
     if image_size >= least:
         return None
     return Problem("data.image_size", image_size, f"model={model.name} needs images of at least {least} pixels")
 
 
-def validate(config: Config) -> Sequence[Problem]:
+def validate(config: Config[CNNConfig, ModelConfig, ImageDataConfig]) -> Sequence[Problem]:
     """Problems that the types do not catch."""
     return list(_problems(config))
 
 
-def _problems(config: Config) -> Iterator[Problem]:
-    assert isinstance(config.data, ImageDataConfig)
+def _problems(config: Config[CNNConfig, ModelConfig, ImageDataConfig]) -> Iterator[Problem]:
     yield from image_problems(config.data)
     if config.data.image_size is not None:
         problem = size_problem(config.model, config.data.image_size)
@@ -75,5 +87,7 @@ TASK = TaskSpec(
     module="tasks.cnn.module:build_module",
     data="tasks.cnn.data:CNNData",
     sizes="tasks.cnn.sizes:sizes",
+    inference="tasks.cnn.inference:CNNInference",
+    predict_arguments=PredictArguments,
     validate=validate,
 )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tasks.cnn.config import CNNConfig
+from trainer.config.schema import Config, ModelConfig
+from trainer.data.batch import Gatherable
 from trainer.data.images.batches import NUM_DRAWS, ImageBatch, ImageSet
+from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.module import ImageDataModule
 from trainer.data.samplers import uniform
 from trainer.errors import UserError
@@ -18,19 +21,20 @@ from trainer.errors import UserError
 MIXUP_STREAM = 1  # keeps these draws apart from those of crop and flip
 
 
-class CNNData(ImageDataModule):
+class CNNData(ImageDataModule[Config[CNNConfig, ModelConfig, ImageDataConfig]]):
     """Image sets whose images all have a class."""
 
     def load(self, device: torch.device) -> None:
-        """See DataModule."""
+        """Read the images. Raises: UserError: as in ImageDataModule.load, or the images have no labels."""
         super().load(device)
-        if not self.class_names:
-            advice = "name a column of classes with data.label_column=COLUMN, or give one folder a class"
+        if not self.spec.class_names:
+            advice = "name a column of classes with data.label_column=COLUMN, or use one folder per class"
             raise UserError(f"{self.facts['source']}: the images have no labels, and task=cnn needs them", advice)
-        task = cast(CNNConfig, self.config.task)
-        if task.mixup_alpha > 0:
-            train = cast(ImageSet, self.sets["train"])
-            self.sets = {**self.sets, "train": MixupSet(train, task.mixup_alpha)}
+
+    def build_sets(self, images: Mapping[str, ImageSet]) -> Mapping[str, Gatherable[ImageBatch]]:
+        """Pair the training images where mixup is configured."""
+        alpha = self.config.task.mixup_alpha
+        return {**images, "train": MixupSet(images["train"], alpha)} if alpha > 0 else images
 
 
 @dataclass
@@ -58,7 +62,7 @@ class MixupSet:
         return len(self.images)
 
     def gather(self, indices: np.ndarray, num_valid: int, epoch: int) -> MixupBatch:
-        """See Gatherable."""
+        """The samples at `indices` (B,) int64, each with its partner."""
         from scipy.special import betaincinv
 
         own = self.images.gather(indices, num_valid, epoch)

@@ -13,7 +13,7 @@ STAGE_WIDTHS = (64, 128, 256, 512)
 
 
 def build_model(model: ModelConfig, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The network of a configuration: images (B, C, H, W) float -> logits (B, K).
+    """Build the configured network: images (B, C, H, W) float -> logits (B, K).
 
     Args: shape: (C, H, W) of the images. num_classes: K.
     """
@@ -103,7 +103,7 @@ class Bottleneck(nn.Module):
 
 
 def conv(channels: int, width: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """A square convolution without bias that keeps H and W but for the stride."""
+    """A square convolution without bias, padded so that only the stride changes H and W."""
     return nn.Conv2d(channels, width, size, stride, padding=size // 2, bias=False)
 
 
@@ -159,7 +159,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def count_flops(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of one image's forward pass, a multiply-add being two; nothing is computed for it."""
+    """Floating-point operations of one image's forward pass, a multiply-add being two, counted on the meta device."""
     from copy import deepcopy
 
     from torch.utils.flop_counter import FlopCounterMode

@@ -1,9 +1,8 @@
-"""The classifier's step and its metrics."""
+"""Training step and metrics of the classifier."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import pytorch_lightning as pl
 import torch
@@ -16,28 +15,33 @@ from tasks.cnn.config import CNNConfig, size_problem
 from tasks.cnn.data import CNNData, MixupBatch
 from tasks.cnn.models import build_model, count_flops
 from tasks.cnn.report import ClassReport
-from trainer.config.schema import Config
+from trainer.config.schema import Config, ModelConfig
 from trainer.data.images.batches import ImageBatch
+from trainer.data.images.config import ImageDataConfig
 from trainer.errors import ConfigError
 from trainer.module import StepSums, SupervisedModule
 
-BACKWARD_FLOPS = 2  # the backward pass computes two products for each one of the forward pass
+BACKWARD_FLOPS = 2  # relative to the forward pass: two matrix products for each of its products
 
 
-class CNNModule(SupervisedModule):
+CNNRunConfig = Config[CNNConfig, ModelConfig, ImageDataConfig]
+
+
+class CNNModule(SupervisedModule[CNNRunConfig]):
     """A network on normalised images, trained with cross-entropy.
 
     confusion: matrix (K, K) int64 of the last evaluation of "val" and "test", rows true and columns predicted.
     """
 
-    def __init__(self, config: Config, data: CNNData) -> None:
+    def __init__(self, config: CNNRunConfig, data: CNNData) -> None:
         super().__init__(config)
-        self.task = cast(CNNConfig, config.task)
-        self.class_names = data.class_names
-        self.model = build_model(config.model, data.image_shape, len(data.class_names))
+        spec = data.spec
+        self.class_names = spec.class_names
+        self.model = build_model(config.model, spec.form.shape, len(spec.class_names))
         self.transform = data.transform()
-        self.flops = count_flops(self.model, data.image_shape)
-        self.metrics = nn.ModuleDict({name: Metrics(len(data.class_names)) for name in ("val", "test")})
+        self.flops = count_flops(self.model, spec.form.shape)
+        self.val_metrics = Metrics(len(spec.class_names))
+        self.test_metrics = Metrics(len(spec.class_names))
         self.confusion: dict[str, Tensor] = {}
 
     def describe(self) -> Mapping[str, object]:
@@ -45,11 +49,11 @@ class CNNModule(SupervisedModule):
         return {"flops_per_image": self.flops}
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Lightning's hook."""
-        return [ClassReport(self.class_names)]
+        """The report that an evaluation leaves in the run directory."""
+        return [ClassReport(self.class_names, self.confusion)]
 
     def loss(self, network: nn.Module, micro: ImageBatch) -> tuple[Tensor, StepSums]:
-        """See SupervisedModule."""
+        """Cross-entropy summed over the valid rows, and the number of right predictions; see SupervisedModule."""
         images = self.transform(micro.images, micro.draws)
         targets = [(micro.labels, torch.ones_like(micro.draws[:, 0]))]
         if isinstance(micro, MixupBatch):
@@ -61,34 +65,37 @@ class CNNModule(SupervisedModule):
         loss_sum, right = logits.new_zeros(()), logits.new_zeros(())
         for labels, shares in targets:
             labels, shares = labels[: micro.num_valid], shares[: micro.num_valid]
-            losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.task.label_smoothing)
+            losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.config.task.label_smoothing)
             loss_sum = loss_sum + (losses * shares).sum()
             right = right + ((predicted == labels) * shares).sum()
         flops = float(self.flops) * (1 + BACKWARD_FLOPS) * micro.num_valid
         return loss_sum, {"accuracy": right, "num_flops": torch.full_like(right, flops)}
 
     def evaluation_step(self, batch: ImageBatch, metrics_prefix: str) -> None:
-        """See TrainingModule."""
+        """Add the valid rows of a batch to the metrics of "val" or "test"."""
         images = self.transform(batch.images, None)
         logits = self.model(images.to(self.dtype))[: batch.num_valid].float()
-        self.metrics[metrics_prefix](logits, batch.labels[: batch.num_valid])
+        self._metrics(metrics_prefix)(logits, batch.labels[: batch.num_valid])
 
     def evaluation_metrics(self, metrics_prefix: str) -> Mapping[str, float]:
-        """See TrainingModule."""
-        values, self.confusion[metrics_prefix] = cast(Metrics, self.metrics[metrics_prefix]).compute()
+        """Loss and accuracies over all ranks; the confusion matrix is kept for the report."""
+        values, self.confusion[metrics_prefix] = self._metrics(metrics_prefix).compute()
         return values
+
+    def _metrics(self, prefix: str) -> Metrics:
+        return self.val_metrics if prefix == "val" else self.test_metrics
 
 
 class Metrics(nn.Module):
-    """Sums and counts over all ranks, so that they do not depend on how many there are."""
+    """Sums and counts over all ranks, so that metrics do not depend on the number of ranks."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         # Labels were checked when the data was loaded; torchmetrics' own check would wait for the GPU at every batch.
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.loss_sum = SumMetric().set_dtype(torch.float64)
-        # Not torchmetrics' accuracy with top_k, which fails on a rank whose batch holds only a filler. With five
-        # classes or fewer one of the best five is always right.
+        # Not torchmetrics' accuracy with top_k, which fails on a rank whose batch has no valid row. With five classes
+        # or fewer the top five always include the label.
         self.top5_right = SumMetric().set_dtype(torch.float64) if num_classes > 5 else None
 
     def forward(self, logits: Tensor, labels: Tensor) -> None:
@@ -99,20 +106,21 @@ class Metrics(nn.Module):
             self.top5_right.update((logits.topk(5).indices == labels[:, None]).sum())
 
     def compute(self) -> tuple[dict[str, float], Tensor]:
-        """Means over all ranks and the confusion matrix (K, K) int64 on the CPU, and start anew."""
+        """Means over all ranks and the confusion matrix (K, K) int64 on the CPU; resets all sums."""
         confusion = self.confusion.compute().cpu()
         count = int(confusion.sum())
         values = {"loss": float(self.loss_sum.compute()) / count, "accuracy": int(confusion.diagonal().sum()) / count}
         if self.top5_right is not None:
             values["top5_accuracy"] = float(self.top5_right.compute()) / count
-        for metric in self.children():
-            cast(SumMetric, metric).reset()
+        for metric in (self.confusion, self.loss_sum, self.top5_right):
+            if metric is not None:
+                metric.reset()
         return values, confusion
 
 
-def build_module(config: Config, data: CNNData) -> CNNModule:
+def build_module(config: CNNRunConfig, data: CNNData) -> CNNModule:
     """The CNN task's module. Raises: ConfigError: the images are too small for the network."""
-    problem = size_problem(config.model, min(data.image_shape[1:]))
+    problem = size_problem(config.model, min(data.spec.form.shape[1:]))
     if problem is not None:
         raise ConfigError([problem])
     return CNNModule(config, data)

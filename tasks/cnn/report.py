@@ -1,10 +1,10 @@
-"""What an evaluation leaves in the run directory: accuracy by class and the confusion matrix as a picture."""
+"""Files that an evaluation writes to the run directory: accuracy by class, and the confusion matrix as a picture."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
@@ -12,33 +12,33 @@ from torch import Tensor
 
 from trainer.observe.images import log_image
 
-if TYPE_CHECKING:
-    from tasks.cnn.module import CNNModule
-
-MOST_NUMBERED_CLASSES, MOST_NAMED_CLASSES = 20, 60  # beyond these the figures and then the names would not be legible
+MOST_NUMBERED_CLASSES, MOST_NAMED_CLASSES = 20, 60  # with more, counts and then names would be illegible
 
 
 class ClassReport(pl.Callback):
-    """Writes confusion_<set>.png and per_class_<set>.csv at the end of training and after a test or validation run."""
+    """Writes confusion_<set>.png and per_class_<set>.csv at the end of training and after a test or validation run.
 
-    def __init__(self, class_names: list[str]) -> None:
-        self.class_names = class_names
+    Args: confusion: matrices (K, K) int64 of the last evaluation by set, which the module keeps up to date.
+    """
+
+    def __init__(self, class_names: list[str], confusion: Mapping[str, Tensor]) -> None:
+        self.class_names, self.confusion = class_names, confusion
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last evaluation while training."""
-        self._write(trainer, pl_module, "val")
+        """Write the last evaluation during training."""
+        self._write(trainer, "val")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """An evaluation on its own; while training only the last one is written."""
+        """Write an evaluation outside of training; during training only the last one is written."""
         if trainer.state.fn != TrainerFn.FITTING:
-            self._write(trainer, pl_module, "val")
+            self._write(trainer, "val")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The test set."""
-        self._write(trainer, pl_module, "test")
+        """Write the evaluation on the test set."""
+        self._write(trainer, "test")
 
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
-        confusion = cast("CNNModule", pl_module).confusion.get(name)
+    def _write(self, trainer: pl.Trainer, name: str) -> None:
+        confusion = self.confusion.get(name)
         if confusion is None or not trainer.is_global_zero:
             return
         directory = Path(trainer.default_root_dir)
@@ -49,7 +49,7 @@ class ClassReport(pl.Callback):
 
 
 def write_per_class(confusion: Tensor, class_names: list[str], path: Path) -> None:
-    """A line a class. Args: confusion (K, K) int64, rows true and columns predicted."""
+    """Write one line per class. Args: confusion (K, K) int64, rows true and columns predicted."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "num_images", "num_right", "accuracy"])
@@ -59,7 +59,7 @@ def write_per_class(confusion: Tensor, class_names: list[str], path: Path) -> No
 
 
 def plot_confusion(confusion: Tensor, class_names: list[str], title: str, path: Path) -> None:
-    """A picture of a confusion matrix (K, K): colour is the share of a true class, figures are counts."""
+    """Draw a confusion matrix (K, K): the colour is the share of the true class, the numbers are counts."""
     from matplotlib.figure import Figure
 
     num_classes = len(class_names)

@@ -1,22 +1,22 @@
-"""How large the task's network is, for `plan`."""
+"""Size of the task's network, for `plan`."""
 
 from __future__ import annotations
 
 import torch
 
+from tasks.cnn.config import CNNConfig
 from tasks.cnn.models import build_model
-from trainer.config.schema import Config
+from trainer.config.schema import Config, ModelConfig
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.sizes import known_sizes
 from trainer.estimate.activations import saved_bytes
 from trainer.estimate.memory import ModelSizes
 
-SAMPLES = 2  # BatchNorm takes no statistics of one
+SAMPLES = 2  # BatchNorm cannot normalise a single one
 
 
-def sizes(config: Config) -> ModelSizes | None:
-    """See TaskSpec.sizes."""
-    assert isinstance(config.data, ImageDataConfig)
+def sizes(config: Config[CNNConfig, ModelConfig, ImageDataConfig]) -> ModelSizes | None:
+    """Parameters and activations per image; None for a set of unknown image size. See TaskSpec.sizes."""
     data = known_sizes(config.data)
     if data is None:
         return None

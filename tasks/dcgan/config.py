@@ -1,4 +1,4 @@
-"""What the DCGAN task asks of its configuration. Torch-free."""
+"""The configuration of the DCGAN task."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import Field
 from trainer.config.schema import Config, Count, ModelConfig, TaskConfig, settings
 from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_problems
 from trainer.errors import Problem
+from trainer.run.files import CONFIG_FILE, INPUT_SPEC_FILE, MODEL_FILE
 from trainer.task import TaskSpec
 
 IMAGE_SIZES = (32, 64)
@@ -20,9 +21,9 @@ FEATURES_ADVICE = "possible: pixels, run:DIRECTORY of a finished run of ours, to
 
 @settings
 class DCGANConfig(TaskConfig):
-    """The game of the two networks, and how it is watched and scored."""
+    """Losses and updates of the two networks, sample grids and scores."""
 
-    # How often somebody looks changes nothing of what is learnt.
+    # Sample grids do not change what is trained.
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"sample_every_n_steps", "num_samples"})
     EVALUATION: ClassVar[frozenset[str]] = frozenset({"features", "features_sha256", "num_scored"})
 
@@ -32,9 +33,9 @@ class DCGANConfig(TaskConfig):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)]
     """Real images are labelled 1 minus this."""
     discriminator_steps: Count
-    """Updates of the discriminator in one step, each with other real images and other noise."""
+    """Updates of the discriminator in one step, each on different real images and different noise."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None
-    """Decay per step of the averaged generator that samples and scores come from; null uses the generator itself."""
+    """Decay per step of the averaged generator, from which samples and scores are taken; null averages none."""
     sample_every_n_steps: Count
     """Steps between two grids of samples."""
     num_samples: Annotated[int, Field(ge=2)]
@@ -42,9 +43,9 @@ class DCGANConfig(TaskConfig):
     features: str
     """Network whose features the scores are taken in: pixels, run:DIRECTORY or torchscript:FILE."""
     features_sha256: str | None
-    """SHA-256 of a TorchScript file, which is refused when it is another one."""
+    """SHA-256 of the TorchScript file; another file is refused."""
     num_scored: Annotated[int, Field(ge=2)]
-    """Most images that are generated, and compared with as many training images, for a score."""
+    """Images that are generated and compared with as many training images for a score, at most."""
 
 
 @settings
@@ -61,46 +62,42 @@ class DCGANModel(ModelConfig):
 
 @settings
 class GenerateArguments:
-    """What `predict` takes."""
+    """Arguments of `predict`."""
 
     n: Count = 64
-    """Images."""
+    """Number of images."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Everything random in them follows from it."""
+    """Seed of the latent points."""
     interpolate: Annotated[int, Field(ge=2)] | None = None
-    """Images of one walk between two points of the latent space; null takes every image from a point of its own."""
+    """Images of a walk between two points of the latent space; null draws a separate point for each image."""
 
 
-def validate(config: Config) -> Sequence[Problem]:
-    """See TaskSpec."""
-    problems = image_problems(config.data) if isinstance(config.data, ImageDataConfig) else []
-    return [*problems, *_size_problems(config), *_loss_problems(config), *_feature_problems(config)]
+def validate(config: Config[DCGANConfig, DCGANModel, ImageDataConfig]) -> Sequence[Problem]:
+    """Problems that the types do not catch."""
+    task, data = config.task, config.data
+    return [*image_problems(data), *_size_problems(data), *_loss_problems(task), *_feature_problems(task)]
 
 
-def _size_problems(config: Config) -> Iterator[Problem]:
-    size = config.data.image_size if isinstance(config.data, ImageDataConfig) else None
+def _size_problems(data: ImageDataConfig) -> Iterator[Problem]:
+    size = data.image_size
     if size is not None and size not in IMAGE_SIZES:
         yield Problem("data.image_size", size, f"the networks are for {' and '.join(map(str, IMAGE_SIZES))} pixels")
 
 
-def _loss_problems(config: Config) -> Iterator[Problem]:
-    task = config.task
-    if isinstance(task, DCGANConfig) and task.loss == "hinge" and task.label_smoothing:
+def _loss_problems(task: DCGANConfig) -> Iterator[Problem]:
+    if task.loss == "hinge" and task.label_smoothing:
         yield Problem("task.label_smoothing", task.label_smoothing, "task.loss=hinge has no labels; set it to 0")
 
 
-def _feature_problems(config: Config) -> Iterator[Problem]:
-    task = config.task
-    if not isinstance(task, DCGANConfig):
-        return
+def _feature_problems(task: DCGANConfig) -> Iterator[Problem]:
     kind, _, place = task.features.partition(":")
     path = Path(place).expanduser()
     if task.features_sha256 is not None and kind != "torchscript":
         yield Problem("task.features_sha256", task.features_sha256, "belongs to task.features=torchscript:FILE")
     if kind == "run":
-        missing = [name for name in ("config.yaml", "model.safetensors") if not (path / name).is_file()]
+        missing = [name for name in (CONFIG_FILE, INPUT_SPEC_FILE, MODEL_FILE) if not (path / name).is_file()]
         if missing:
-            advice = f"{path} is no finished run: no {' and no '.join(missing)} there"
+            advice = f"{path} is no finished run: it has no {' and no '.join(missing)}"
             yield Problem("task.features", task.features, advice)
     elif kind == "torchscript":
         yield from _torchscript_problems(task, path)
@@ -110,12 +107,12 @@ def _feature_problems(config: Config) -> Iterator[Problem]:
 
 def _torchscript_problems(task: DCGANConfig, path: Path) -> Iterator[Problem]:
     if not path.is_file():
-        yield Problem("task.features", task.features, f"{path} is no file")
+        yield Problem("task.features", task.features, f"{path} is not a file")
         return
     digest = sha256_of(path)
     if task.features_sha256 != digest:
-        # A TorchScript file is code: it runs only when the user has said which one it is.
-        advice = f"the file's SHA-256 is {digest}; give it to say that this file is meant"
+        # A TorchScript file is code: it runs only if the user has confirmed which one it is.
+        advice = f"the file's SHA-256 is {digest}; set it to confirm that this file may be run"
         yield Problem("task.features_sha256", task.features_sha256, advice)
 
 
@@ -134,8 +131,8 @@ TASK = TaskSpec(
     data="tasks.dcgan.data:DCGANData",
     sizes="tasks.dcgan.sizes:sizes",
     validate=validate,
-    # The averaged generator follows the weights after each step, and samples are drawn from them between steps.
+    # The averaged generator reads the weights after each step, and samples are drawn between steps.
     needs_full_parameters=True,
-    predict="tasks.dcgan.predict:generate",
+    inference="tasks.dcgan.inference:DCGANInference",
     predict_arguments=GenerateArguments,
 )

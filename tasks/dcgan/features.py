@@ -1,4 +1,4 @@
-"""Networks in whose features images are compared, each with the protocol that a score is only comparable under."""
+"""Networks in whose features images are compared, and the protocols that make scores comparable."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.dcgan.config import FEATURES_ADVICE, sha256_of
+from trainer.data.images.batches import ImageTransform
+from trainer.data.images.config import ImageDataConfig
+from trainer.data.images.input_spec import ImageInputSpec
 from trainer.errors import UserError
 from trainer.run.files import MODEL_FILE
 
@@ -19,7 +22,7 @@ POOLED_SIZE = 8
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A function of images, and everything that its features depend on.
+    """A function of images and everything that its features depend on.
 
     name: as in task.features. sha256: of its weights, None where it has none. preprocessing: a sentence.
     compute: images (B, C, H, W) uint8, on any device -> (B, num_features) float32.
@@ -38,7 +41,7 @@ class FeatureNetwork:
             return self.compute(images).float()
 
     def protocol(self) -> dict[str, object]:
-        """What two scores must have in common to be compared."""
+        """The values that must be equal for two scores to be comparable."""
         return {
             "network": self.name,
             "sha256": self.sha256,
@@ -63,16 +66,17 @@ def build_features(name: str, image_shape: tuple[int, int, int]) -> FeatureNetwo
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """Colours of a coarse grid: needs no network, and tells no more than where an image is light or dark."""
+    """Colours of a coarse grid: needs no network, but sees only where an image is light or dark."""
     return functional.adaptive_avg_pool2d(images.float() / 255, POOLED_SIZE).flatten(1)
 
 
 def _from_run(run_dir: Path, image_shape: tuple[int, int, int]) -> tuple[str, str, Callable[[Tensor], Tensor]]:
-    """What goes into the last layer of a finished classifier, behind that run's own normalisation."""
+    """The input of the last layer of a finished classifier, with that run's own normalisation."""
     classifier = load_classifier(run_dir)
     channels, height, width = classifier.image_shape
     if channels != image_shape[0]:
-        reason = f"it was trained on {channels} channel(s), these images have {image_shape[0]}"
+        trained_on = "1 channel" if channels == 1 else f"{channels} channels"
+        reason = f"it was trained on {trained_on}, these images have {image_shape[0]}"
         raise UserError(f"task.features=run:{run_dir}: {reason}", f"data.channels={channels} converts them")
     resizing = "" if image_shape[1:] == (height, width) else f"resized to {height}x{width} (bilinear, antialias), "
     sha256 = sha256_of(run_dir / MODEL_FILE)
@@ -81,12 +85,12 @@ def _from_run(run_dir: Path, image_shape: tuple[int, int, int]) -> tuple[str, st
 
 @dataclass(frozen=True)
 class Classifier:
-    """A finished run whose module has a `transform` of 8-bit images and a `model` that ends in a layer `head`.
+    """A finished classifier of images whose network ends in a layer `head`.
 
     image_shape: (C, H, W) that it was trained on.
     """
 
-    transform: nn.Module
+    transform: ImageTransform
     model: nn.Module
     image_shape: tuple[int, int, int]
 
@@ -109,25 +113,20 @@ class Classifier:
 
 
 def load_classifier(run_dir: Path) -> Classifier:
-    """A finished run's network with its final weights, frozen and in evaluation mode; its data set must still be there.
+    """The network of a finished run in single precision, from its directory alone.
 
     Raises: UserError: the run is no classifier of images.
     """
-    from safetensors.torch import load_model
-
     from trainer.run.stored_config import read_stored_config
 
     stored = read_stored_config(run_dir)
-    config, task = stored.config, stored.task
-    data = task.build_data(config)
-    data.load(torch.device("cpu"))
-    module = task.build_module(config, data)
-    load_model(module, str(run_dir / MODEL_FILE))
-    module.eval().requires_grad_(False)
-    transform, model = getattr(module, "transform", None), getattr(module, "model", None)
-    if not isinstance(transform, nn.Module) or not isinstance(model, nn.Module) or not hasattr(model, "head"):
-        raise UserError(f"task.features=run:{run_dir}: a run of task={task.name} has no features; take one of task=cnn")
-    return Classifier(transform, model, data.image_shape)  # pyright: ignore[reportAttributeAccessIssue]
+    is_of_images = isinstance(stored.config.data, ImageDataConfig) and stored.task.inference is not None
+    model = stored.task.load_inference(stored.config, run_dir, torch.device("cpu")).network if is_of_images else None
+    if model is None or not hasattr(model, "head"):
+        reason = f"a run of task={stored.task.name} has no features"
+        raise UserError(f"task.features=run:{run_dir}: {reason}; use a run of task=cnn")
+    spec = ImageInputSpec.read(run_dir)
+    return Classifier(spec.transform(), model.float(), spec.form.shape)
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
@@ -136,11 +135,11 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def _from_torchscript(path: Path, image_shape: tuple[int, int, int]) -> tuple[str, str, Callable[[Tensor], Tensor]]:
-    """A file that takes 8-bit RGB images and prepares them itself, as the published Inception files do."""
-    # torch.load's weights_only has no counterpart here: the user has confirmed this very file by its SHA-256.
+    """A file that takes 8-bit RGB images and does its own preprocessing, as the published Inception files do."""
+    # torch.load's weights_only has no counterpart here: the user has confirmed this file by its SHA-256.
     network = torch.jit.load(str(path), map_location="cpu").eval()
     arguments = {argument.name for argument in network.forward.schema.arguments}
-    # The one NVIDIA publishes gives class probabilities unless it is asked for features.
+    # NVIDIA's published file returns class probabilities unless features are requested.
     options = {"return_features": True} if "return_features" in arguments else {}
 
     def compute(images: Tensor) -> Tensor:
@@ -152,7 +151,7 @@ def _from_torchscript(path: Path, image_shape: tuple[int, int, int]) -> tuple[st
 
 
 def _num_features(name: str, compute: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]) -> int:
-    """Try the network on two images. Raises: UserError: it does not take them, or gives no vector for each."""
+    """Run the network on two images. Raises: UserError: it does not accept them, or returns no vector for each."""
     images = torch.zeros(2, *image_shape, dtype=torch.uint8)
     try:
         with torch.no_grad():
@@ -161,9 +160,9 @@ def _num_features(name: str, compute: Callable[[Tensor], Tensor], image_shape: t
         shape = "x".join(map(str, image_shape))
         reason = " ".join(str(error).split())[-160:]
         raise UserError(
-            f"task.features={name}: does not take 8-bit images of {shape}", reason, FEATURES_ADVICE
+            f"task.features={name}: does not accept 8-bit images of {shape}", reason, FEATURES_ADVICE
         ) from error
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2 or features.shape[1] < 2:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise UserError(f"task.features={name}: gives {shape} for 2 images; needed: (2, F) with F above 1")
+        raise UserError(f"task.features={name}: returns {shape} for 2 images; needed: (2, F) with F above 1")
     return features.shape[1]

@@ -1,4 +1,4 @@
-"""What discriminator and generator minimise, as sums over samples.
+"""Losses of discriminator and generator, as sums over samples.
 
 Non-saturating is Goodfellow et al. 2014 with the generator's labels flipped, which is the BCE of the DCGAN paper;
 saturating is their minimax game; hinge is Lim and Ye 2017, Miyato et al. 2018.

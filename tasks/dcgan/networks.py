@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from tasks.dcgan.config import DCGANModel
 
-FIRST_SIZE = 4  # both networks meet the image at 4x4 pixels
+FIRST_SIZE = 4  # side in pixels of the generator's first and the discriminator's last maps
 
 
 class Generator(nn.Module):
@@ -37,7 +37,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (B, channels, size, size) -> logits (B,), positive where an image is taken for real.
+    """Images (B, channels, size, size) -> logits (B,), positive where an image is classified as real.
 
     With spectral normalisation (Miyato et al. 2018) the convolutions are normalised instead of the activations.
     """
@@ -62,10 +62,10 @@ class Discriminator(nn.Module):
                     spectral_norm(layer)
 
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        """The logits of several batches, each with BatchNorm statistics of its own.
+        """The logits of several batches, each with its own BatchNorm statistics.
 
-        Real and generated images must not be normalised together; everything else is the same for each image, and one
-        convolution of both is faster than two. It is also one forward and one backward for whatever wraps the network.
+        Real and generated images must not be normalised together. All other layers treat images independently, and one
+        convolution of both is faster than two. A wrapper such as DDP also sees a single forward and backward.
         Shapes: each batch (B, channels, size, size) -> (B,).
         """
         if len(batches) == 1:
@@ -86,6 +86,21 @@ def _widths(width: int, image_size: int) -> list[int]:
 
 def _normalised_relu(width: int) -> list[nn.Module]:
     return [nn.BatchNorm2d(width), nn.ReLU(True)]
+
+
+@torch.no_grad()
+def sample_images(generator: nn.Module, noise: Tensor) -> Tensor:
+    """Images of a generator in evaluation mode, in the type of its weights.
+
+    Shapes: noise (B, L) -> (B, C, H, W) uint8.
+    """
+    with torch.autocast(noise.device.type, enabled=False):
+        return to_pixels(generator(noise.to(next(generator.parameters()).dtype)))
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8."""
+    return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Noise that belongs to a sample, not to a rank or a batch: any number of ranks draws what one would have drawn."""
+"""Noise keyed by the sample, not by rank or batch, so that it does not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.data.samplers import uniform
 
 
 class Stream(IntEnum):
-    """Uses of randomness that must not share draws. TRAINING is the first of one for each discriminator step."""
+    """Uses of randomness that must not share draws. TRAINING is the first of one stream per discriminator step."""
 
     REAL_IMAGES = 1
     GRID = 2
@@ -20,7 +20,7 @@ class Stream(IntEnum):
 
 
 def normal(seed: int, epoch: int, indices: np.ndarray, size: int, stream: int) -> np.ndarray:
-    """Standard normal vectors, one a sample (Box and Muller 1958).
+    """Standard normal vectors, one per sample (Box and Muller 1958).
 
     Args: indices (B,) int64. size: L. Returns: (B, L) float32.
     """
@@ -33,7 +33,7 @@ def normal(seed: int, epoch: int, indices: np.ndarray, size: int, stream: int) -
 
 
 def walk(start: np.ndarray, end: np.ndarray, num_steps: int) -> np.ndarray:
-    """Points on the great circle between two points (Shoemake 1985), where a Gaussian has its mass, ends included.
+    """Points on the great circle between two points, ends included (Shoemake 1985); a Gaussian's mass is near it.
 
     Shapes: start, end (L,), not parallel -> (num_steps, L) float32.
     """

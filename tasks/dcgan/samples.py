@@ -1,12 +1,12 @@
-"""Watching it learn: grids of samples from fixed noise, a strip and an animation of them, a warning on collapse."""
+"""Grids of samples from fixed noise during training, a strip and an animation of them, and a warning on collapse."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,60 +15,62 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.dcgan.config import DCGANConfig
-from tasks.dcgan.noise import Stream, normal
+from trainer.collectives import decide_on_rank_0
 from trainer.data.batch import StepBatch
 from trainer.observe.images import log_image
-
-if TYPE_CHECKING:
-    from tasks.dcgan.module import DCGANModule
 
 log = logging.getLogger(__name__)
 
 GAP = 2  # pixels between tiles
 STRIP_ROWS, STRIP_COLUMNS = 8, 10
 MAX_FRAMES, FRAME_MS = 60, 200
-FLAT_STD = 2.0  # grey levels: what samples differ by at a pixel when they are all but one image
-CERTAIN = 0.99  # a discriminator that is this sure of both kinds gives the generator nothing to learn from
-LONG = 3  # windows in a row that something must be wrong in before it is told
+FLAT_STD = 2.0  # grey levels; standard deviation over samples below which they are almost one image
+CERTAIN = 0.99  # probability; a discriminator this certain gives the generator almost no gradient
+NUM_WINDOWS = 3  # consecutive windows with a symptom before the warning
 
 
 class SampleGrids(pl.Callback):
-    """Writes samples/step-*.png at a cadence, and from them at the end strip.png and animation.gif."""
+    """Writes samples/step-*.png at a cadence, and from them at the end strip.png and animation.gif.
 
-    def __init__(self, task: DCGANConfig) -> None:
-        self.every_n_steps, self.num_samples = task.sample_every_n_steps, task.num_samples
+    Args: size: side of an image, pixels. draw: gives the images (N, C, H, W) uint8 of a grid; called on all ranks.
+    """
+
+    def __init__(self, task: DCGANConfig, size: int, draw: Callable[[], Tensor]) -> None:
+        self.every_n_steps, self.size, self.draw = task.sample_every_n_steps, size, draw
         self.flat_grids = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What it starts from; after a resume also the grid that the stop came before."""
-        if trainer.global_step % self.every_n_steps == 0 and not _grid_path(trainer).exists():
-            self._write(trainer, pl_module)
+        """Write the first grid; after a resume also a grid that was due when the run was stopped."""
+        if trainer.global_step % self.every_n_steps == 0 and self._missing(trainer):
+            self._write(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """At the cadence."""
+        """Write a grid at the cadence; warn when all samples stay alike."""
         if trainer.global_step % self.every_n_steps:
             return
-        spread = self._write(trainer, pl_module)
+        spread = self._write(trainer)
         self.flat_grids = self.flat_grids + 1 if spread < FLAT_STD else 0
-        if self.flat_grids == LONG and trainer.is_global_zero:
-            reason = (
-                f"all samples are almost one image (they differ by {spread:.1f} grey levels), {LONG} grids in a row"
-            )
-            _warn(trainer, reason)
+        if self.flat_grids == NUM_WINDOWS and trainer.is_global_zero:
+            alike = f"all samples are almost one image (they differ by {spread:.1f} grey levels)"
+            _warn(trainer, f"{alike} in {NUM_WINDOWS} consecutive grids")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last grid, and all of them over time."""
-        if not _grid_path(trainer).exists():
-            self._write(trainer, pl_module)
+        """Write the last grid, the strip and the animation."""
+        if self._missing(trainer):
+            self._write(trainer)
         if trainer.is_global_zero:
-            over_time(_grid_path(trainer).parent, pl_module.image_shape[1])  # pyright: ignore
+            over_time(_grid_path(trainer).parent, self.size)
             log_image(trainer, "samples/over_time", _grid_path(trainer).parent / "strip.png")
 
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
+    def _missing(self, trainer: pl.Trainer) -> bool:
+        """Whether there is no grid of this step, as rank 0 sees it: drawing one is collective."""
+        return decide_on_rank_0(lambda: not _grid_path(trainer).exists())
+
+    def _write(self, trainer: pl.Trainer) -> float:
         """Returns: standard deviation over the samples, averaged over pixels, in grey levels."""
-        images = fixed_samples(cast("DCGANModule", pl_module), self.num_samples)
+        images = self.draw()
         if trainer.is_global_zero:
             path = _grid_path(trainer)
             save_grid(images, path)
@@ -77,7 +79,7 @@ class SampleGrids(pl.Callback):
 
 
 class CollapseWarning(pl.Callback):
-    """Says so when the discriminator has been certain of everything for long."""
+    """Warns when the discriminator stays certain of everything. Args: window_steps: steps that are averaged over."""
 
     def __init__(self, window_steps: int) -> None:
         self.window_steps = window_steps
@@ -87,47 +89,42 @@ class CollapseWarning(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch[Any], batch_idx: int
     ) -> None:
-        """Add up on the device; look once a window."""
+        """Sum on the device; check once per window."""
         values = torch.stack([outputs["d_real"], outputs["d_fake_before"]])
         self.sums = values if self.sums is None else self.sums + values
         self.num_samples += sum(micro.num_valid for micro in batch.micro_batches)
         if trainer.global_step % self.window_steps == 0:
-            self._look(trainer)
+            self._check(trainer)
 
-    def _look(self, trainer: pl.Trainer) -> None:
+    def _check(self, trainer: pl.Trainer) -> None:
         assert self.sums is not None
         real, fake = (self.sums / max(1, self.num_samples)).tolist()
         self.sums, self.num_samples = None, 0
         certain = (real > CERTAIN and fake < 1 - CERTAIN) or min(real, fake) > CERTAIN or max(real, fake) < 1 - CERTAIN
         self.certain_windows = self.certain_windows + 1 if certain else 0
-        if self.certain_windows == LONG and trainer.is_global_zero:
-            steps = LONG * self.window_steps
-            _warn(trainer, f"D(x)={real:.3f} and D(G(z))={fake:.3f} for {steps} steps: the generator learns no more")
-
-
-def fixed_samples(module: DCGANModule, num_samples: int) -> Tensor:
-    """The same noise in every grid of a run. Called on all ranks. Returns: (N, C, H, W) uint8 on the CPU."""
-    module.average_buffers()
-    noise = normal(module.config.seed, 0, np.arange(num_samples), module.model.latent_size, Stream.GRID)
-    return module.sample(torch.from_numpy(noise).to(module.device)).cpu()
+        if self.certain_windows == NUM_WINDOWS and trainer.is_global_zero:
+            steps = NUM_WINDOWS * self.window_steps
+            _warn(
+                trainer, f"D(x)={real:.3f} and D(G(z))={fake:.3f} for {steps} steps: the generator has stopped learning"
+            )
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
-    """Write images (N, C, H, W) uint8 as one picture, row by row; as good as square unless columns are given."""
+    """Write images (N, C, H, W) uint8 as one picture, row by row; almost square unless columns are given."""
     columns = columns or grid_columns(len(images))
     path.parent.mkdir(parents=True, exist_ok=True)
     _canvas(list(images.permute(0, 2, 3, 1).numpy()), columns).save(path)
 
 
 def grid_columns(num_images: int) -> int:
-    """Columns of a grid that is as good as square."""
+    """Columns of an almost square grid."""
     return int(np.ceil(num_images**0.5))
 
 
 def over_time(folder: Path, size: int) -> None:
-    """Make strip.png (a sample a row, time from left to right) and animation.gif of the grids in a folder.
+    """Write strip.png (one sample per row, time from left to right) and animation.gif from the grids in a folder.
 
-    They are made of the files, so a run that was stopped and resumed in between has all of them. size: of a tile.
+    They are made from the files, so those of a resumed run are complete. Args: size: side of a tile, pixels.
     """
     grids = sorted(folder.glob("step-*.png"))
     chosen = _evenly([np.asarray(Image.open(path)) for path in grids], STRIP_COLUMNS)
@@ -156,7 +153,7 @@ def _tiles(grid: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` items, evenly spaced, with the first and the last."""
+    """At most `count` items, evenly spaced, the first and the last included."""
     if len(items) <= count:
         return list(items)
     return [items[round(position)] for position in np.linspace(0, len(items) - 1, count)]

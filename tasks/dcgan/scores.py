@@ -1,8 +1,8 @@
-"""How far generated images are from real ones, in the features of a network.
+"""Distances between generated and real images in the features of a network.
 
-torchmetrics' versions bring an Inception of their own, draw the kernel distance's subsets from the global random state
-(which an exact resume must not disturb) and count a filler row like a sample; so the two formulas stand here, and the
-tests compare them with torchmetrics'.
+torchmetrics' versions are tied to their own Inception network, draw the kernel distance's subsets from the global
+random state, which an exact resume must not disturb, and count filler rows as samples. Tests compare these formulas
+with torchmetrics'.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trainer.collectives import all_reduce_sum
 
 
 class FeatureTable:
-    """Features of real and generated images by sample, collected over all ranks with each sample once."""
+    """Features of real and generated images, collected over all ranks, each sample once."""
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
@@ -34,7 +34,7 @@ class FeatureTable:
         for indices, real, fake in self.parts:
             table[indices] = torch.cat([real, fake, real.new_ones(len(real), 1)], dim=1)
         self.parts = []
-        # A row is written by one rank and zero on the others: the sum is a gather that needs no equal counts.
+        # A row is written by one rank and zero on the others, so the sum is a gather of unequal counts.
         all_reduce_sum(table)
         real, fake, count = table.split([num_features, num_features, 1], dim=1)
         added = count.squeeze(1) > 0

@@ -1,10 +1,10 @@
-"""How large the task's networks are, for `plan`."""
+"""Sizes of the task's networks, for `plan`."""
 
 from __future__ import annotations
 
 import torch
 
-from tasks.dcgan.config import DCGANModel
+from tasks.dcgan.config import DCGANConfig, DCGANModel
 from tasks.dcgan.networks import Discriminator, Generator
 from trainer.config.schema import Config
 from trainer.data.images.config import ImageDataConfig
@@ -12,14 +12,14 @@ from trainer.data.images.sizes import known_sizes
 from trainer.estimate.activations import saved_bytes
 from trainer.estimate.memory import ModelSizes
 
-SAMPLES = 2  # BatchNorm takes no statistics of one
+SAMPLES = 2  # BatchNorm cannot normalise a single one
 
 
-def sizes(config: Config) -> ModelSizes | None:
-    """See TaskSpec.sizes. Activations are those of the larger half of a step: D on real and generated images together,
-    or G with D behind it."""
-    assert isinstance(config.data, ImageDataConfig)
-    assert isinstance(config.model, DCGANModel)
+def sizes(config: Config[DCGANConfig, DCGANModel, ImageDataConfig]) -> ModelSizes | None:
+    """Parameters and activations per image; None for a set of unknown image size. See TaskSpec.sizes.
+
+    Activations are those of the larger half of a step: D on real and generated images, or G followed by D.
+    """
     model, data = config.model, known_sizes(config.data)
     if data is None:
         return None

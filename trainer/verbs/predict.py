@@ -23,14 +23,11 @@ def predict(words: Sequence[str]) -> int:
 
 def predict_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:
     """The task's own prediction, with its own arguments."""
-    from trainer.engine.build import build_trained
+    from trainer.engine.build import rank_device
 
-    config, task = prepared.config, prepared.task
+    task = prepared.task
     parsed = parse_arguments(task, [word for word in arguments if "." not in word.partition("=")[0]])
-    data, module, _ = build_trained(config, task, prepared.world, run_dir)
-    device = next(module.parameters()).device
-    module.eval().to(device)
-    task.run_predict(config, module, data, parsed, run_dir)
+    task.load_inference(prepared.config, run_dir, rank_device(prepared.world)).predict(parsed, run_dir)
 
 
 def parse_arguments(task: TaskSpec, words: Sequence[str]) -> Any:

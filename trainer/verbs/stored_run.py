@@ -90,7 +90,8 @@ def prepare_stored(verb: str, run_dir: Path, arguments: Sequence[str]) -> Prepar
             advice = f"it belongs to training; {verb} takes {', '.join(ACCEPTED_KEYS[verb])}"
             raise UserError(f"{word}: {verb} would ignore it", advice)
     world = plan_world(stored.config.trainer, stored.config.launch)
-    validate(stored.config, stored.task, world, trains=verb == "fit")
+    if verb != "predict":  # which needs neither the training data nor a batch that the ranks divide
+        validate(stored.config, stored.task, world, trains=verb == "fit")
     return PreparedRun(stored.config, stored.mapping, stored.task, world)
 
 

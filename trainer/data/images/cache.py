@@ -1,4 +1,4 @@
-"""Decoded images on disk: one memory-mapped uint8 array a split, built once and shared by all processes and runs."""
+"""Decoded images on disk: one memory-mapped uint8 array per split, built once and shared by all processes and runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 
 from trainer.data.cache import build_once, cache_key
 
-VERSION = 1  # of the layout below and of the decoding; another one makes another folder
+VERSION = 2  # of the layout below and of the decoding; another version is stored in another folder
 
 
 @dataclass(frozen=True)
 class ImageCache:
     """pixels (N, C, H, W) uint8, memory-mapped. sums, squares (N, C) int64: of each image's pixels and their squares,
     from which the mean and variance of any subset follow without reading it. unusable: reason by row; such a row is
-    black. sha256: of all pixels, which names the data wherever it came from.
+    black. sha256: of all pixels, which identifies the data wherever it came from.
     """
 
     folder: Path
@@ -37,13 +37,13 @@ def image_cache(
 ) -> ImageCache:
     """Open a cache, or build it.
 
-    Args: key: all that decides about the pixels. shape: (N, C, H, W). decode: fills an array of that shape, returns the
-        reason by row for rows it could not fill.
+    Args: key: everything that the pixels depend on. shape: (N, C, H, W). decode: fills an array of that shape, returns
+        the reason by row for rows it could not fill.
     Raises: UserError: the cache directory cannot be written or is too small.
     """
     name = cache_key(json.dumps(key, sort_keys=True), shape, VERSION)
     folder = build_once(
-        "images", name, lambda half: _build(half, shape, decode), lambda found: _open(found, shape) is not None
+        "images", name, lambda staging: _build(staging, shape, decode), lambda found: _open(found, shape) is not None
     )
     cache = _open(folder, shape)
     if cache is None:
@@ -52,10 +52,10 @@ def image_cache(
 
 
 def _open(folder: Path, shape: tuple[int, ...]) -> ImageCache | None:
-    """A whole cache, or None where there is none; a damaged one counts as none."""
+    """A valid cache; None where there is none or it is damaged."""
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        # Copy-on-write, since torch warns about arrays that cannot be written; nothing ever writes.
+        # Copy-on-write, since torch warns about read-only arrays; nothing ever writes.
         pixels = np.load(folder / "pixels.npy", mmap_mode="c")
         sums, squares = np.load(folder / "sums.npy")
     except (OSError, ValueError):
@@ -66,16 +66,21 @@ def _open(folder: Path, shape: tuple[int, ...]) -> ImageCache | None:
     return ImageCache(folder, pixels, sums, squares, unusable, facts["sha256"])
 
 
-def _build(half: Path, shape: tuple[int, ...], decode: Callable[[np.ndarray], Mapping[int, str]]) -> None:
-    needed, free = int(np.prod(shape)), shutil.disk_usage(half).free
+def _build(staging: Path, shape: tuple[int, ...], decode: Callable[[np.ndarray], Mapping[int, str]]) -> None:
+    needed, free = int(np.prod(shape)), shutil.disk_usage(staging).free
     if needed > free:
-        raise OSError(f"it takes {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free")
-    pixels = np.lib.format.open_memmap(half / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        raise OSError(f"it needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free")
+    pixels = np.lib.format.open_memmap(staging / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
     unusable = decode(pixels)
     pixels.flush()
-    np.save(half / "sums.npy", moments(pixels))
-    facts = {"unusable": unusable, "sha256": hashlib.sha256(pixels.data).hexdigest()}
-    (half / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    np.save(staging / "sums.npy", moments(pixels))
+    facts = {"unusable": unusable, "sha256": pixel_hash(pixels)}
+    (staging / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """SHA-256 of pixels (N, C, H, W) uint8, contiguous."""
+    return hashlib.sha256(pixels.data).hexdigest()
 
 
 def moments(pixels: np.ndarray) -> np.ndarray:

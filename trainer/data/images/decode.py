@@ -1,7 +1,7 @@
 """Encoded images -> one uint8 array, in parallel threads.
 
-Pillow releases the GIL while it decodes and resizes, so threads scale for photographs; for tiny images the Python
-around each one bounds it, and those take seconds anyway.
+Pillow releases the GIL while it decodes and resizes, so threads scale for photographs. For tiny images the Python code
+around each one is the limit, and those take seconds anyway.
 """
 
 from __future__ import annotations
@@ -27,18 +27,30 @@ CHUNK_ROWS = 256
 FIRST_NOTE_S, NOTE_EVERY_S = 3.0, 10.0
 GREY_MODES = frozenset({"1", "L", "LA"})
 COLOUR_MODES = frozenset({"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa"})
+GREY_16_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 
 
 class Unusable(Exception):
-    """One image that cannot be used, and why; what becomes of it is the user's choice."""
+    """One image cannot be used; the message is the reason."""
+
+
+class OtherForm(Unusable):
+    """One image differs in channels or size from what the configuration accepts without conversion.
+
+    Args: own, expected: what it has and what it should have, as in "3 channels". advice: the option that converts it.
+    """
+
+    def __init__(self, own: str, expected: str, advice: str) -> None:
+        super().__init__(f"has {own} instead of {expected}")
+        self.own, self.expected, self.advice = own, expected, advice
 
 
 @dataclass(frozen=True)
 class ImageForm:
-    """What every image of a set is made into: (channels, height, width) uint8.
+    """What every image of a set is converted to: (channels, height, width) uint8.
 
-    source_size: (width, height) that an image must have when nothing resizes; None where it may have any.
-    source_channels: channels that an image must have before conversion; None where it may have any.
+    source_size: (width, height) that an image must have when nothing is resized; None where any size is accepted.
+    source_channels: channels that an image must have before conversion; None where any number is accepted.
     """
 
     channels: int
@@ -48,13 +60,18 @@ class ImageForm:
     source_size: tuple[int, int] | None
     source_channels: int | None
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a converted image."""
+        return (self.channels, self.height, self.width)
+
     def key(self) -> dict[str, Any]:
-        """Everything that decides about the pixels, in plain containers."""
+        """Everything that the pixels depend on, in plain containers."""
         return asdict(self)
 
 
 def image_form(first: Image.Image, image_size: int | None, resize: str, channels: int | None) -> ImageForm:
-    """The form of a set, as configured and where that says nothing as the first image has it."""
+    """The form of a set: as configured, and where a value is None, as the first image has it."""
     own = channels_of(first)
     width, height = (image_size, image_size) if image_size else first.size
     return ImageForm(
@@ -68,47 +85,61 @@ def image_form(first: Image.Image, image_size: int | None, resize: str, channels
 
 
 def channels_of(image: Image.Image) -> int:
-    """1 for grey, 3 for colour, whatever its palette or transparency. Raises: Unusable: more than 8 bits a channel."""
+    """1 for grey, 3 for colour, whatever the palette or transparency. Raises: Unusable: not 8 bits a channel."""
     if image.mode in GREY_MODES:
         return 1
     if image.mode in COLOUR_MODES:
         return 3
-    raise Unusable(f"mode {image.mode} is not 8 bits a channel")
+    raise Unusable(f"mode {image.mode} has neither 8 nor 16 bits a channel")
 
 
 def open_image(encoded: Mapping[str, Any]) -> Image.Image:
-    """A decoded image, upright, from a row's {bytes, path}. Raises: Unusable: it cannot be decoded."""
+    """A decoded image from a row's {bytes, path}, see `upright`. Raises: Unusable: it cannot be decoded."""
     source = io.BytesIO(encoded["bytes"]) if encoded.get("bytes") is not None else encoded["path"]
     if source is None:
         raise Unusable("the row holds no image")
     try:
-        image = Image.open(source)
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with Image.open(source) as image:
+            return upright(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise Unusable(reason) from error
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The first frame, turned as its EXIF orientation says, 16-bit grey scaled to 8 bits."""
+    image.load()
+    orientation = image.getexif()
+    if image.mode in GREY_16_BIT_MODES:
+        # Pillow's own conversion to 8 bits clips at 255. 16-bit colour has been reduced by its decoder already.
+        levels = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
+        image = Image.fromarray(levels.astype(np.uint8))
+        image.getexif().update(orientation)
+    return ImageOps.exif_transpose(image)
+
+
 def to_form(image: Image.Image, form: ImageForm) -> np.ndarray:
     """One image as (C, H, W) uint8.
 
-    Raises: Unusable: it is too small. UserError: it differs from the first image in a way that needs a decision.
+    Raises: Unusable: it is too small. OtherForm: its channels or size are not accepted.
     """
-    own = channels_of(image)
-    if form.source_channels not in (None, own):
-        raise UserError(
-            f"has {own} channel(s), the first image {form.source_channels}",
-            "data.channels=1 or data.channels=3 converts all",
-        )
-    if form.source_size not in (None, image.size):
-        raise UserError(
-            "is {}x{}, the first image {}x{}".format(*image.size, *(form.source_size or ())),
-            "data.image_size=PIXELS resizes all",
-        )
+    own, expected = channels_of(image), form.source_channels
+    if expected is not None and expected != own:
+        advice = "data.channels=1 or data.channels=3 converts all images"
+        raise OtherForm(_channels(own), _channels(expected), advice)
+    if form.source_size is not None and form.source_size != image.size:
+        raise OtherForm(_size(image.size), _size(form.source_size), "data.image_size=PIXELS resizes all images")
     converted = image.convert("L" if form.channels == 1 else "RGB")
     pixels = np.asarray(_resized(converted, form))
     return pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
+
+
+def _size(size: tuple[int, int]) -> str:
+    return "{}x{} pixels".format(*size)
 
 
 def _resized(image: Image.Image, form: ImageForm) -> Image.Image:
@@ -122,7 +153,7 @@ def _resized(image: Image.Image, form: ImageForm) -> Image.Image:
 
 
 def row_name(row: int, encoded: Mapping[str, Any]) -> str:
-    """How an image is named to the user: its file, or its row."""
+    """The name of an image in messages: its file, or its row."""
     return str(encoded.get("path") or f"row {row}")
 
 
@@ -136,16 +167,16 @@ def decode_all(rows: datasets.Dataset, column: str, form: ImageForm, pixels: np.
     unusable: dict[int, str] = {}
 
     def decode_chunk(start: int) -> int:
-        """Rows from `start` on. Returns: how many."""
+        """Decode rows from `start` on. Returns: how many."""
         encoded_rows = rows[start : start + CHUNK_ROWS][column]
         for row, encoded in enumerate(encoded_rows, start):
             try:
                 pixels[row] = to_form(open_image(encoded), form)
+            except OtherForm as error:
+                reason = f"{row_name(row, encoded)} has {error.own}, the first image has {error.expected}"
+                raise UserError(f"{title}: {reason}", error.advice) from error
             except Unusable as error:
                 unusable[row] = f"{row_name(row, encoded)}: {error}"
-            except UserError as error:
-                first, *rest = error.lines
-                raise UserError(f"{title}: {row_name(row, encoded)} {first}", *rest) from error
         return len(encoded_rows)
 
     note = _progress(title, len(rows))
@@ -160,7 +191,7 @@ def decode_all(rows: datasets.Dataset, column: str, form: ImageForm, pixels: np.
 
 
 def _progress(title: str, total: int) -> Callable[[int], None]:
-    """Count images; a line on stderr now and then, none when it is over soon."""
+    """A function that counts images and prints a line to stderr at intervals; short jobs print none."""
     start = time.monotonic()
     done, due = 0, start + FIRST_NOTE_S
 

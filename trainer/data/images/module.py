@@ -1,22 +1,32 @@
-"""The data module of tasks on images: which split is evaluated on, what is held out, where the pixels are kept."""
+"""The data module of tasks on images: which split is evaluated, what is held out, where the pixels are kept."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from trainer.config.schema import Config
+from trainer.data.batch import Gatherable, MicroBatch
+from trainer.data.hold_out import hold_out
 from trainer.data.images.batches import ImageSet, ImageTransform
 from trainer.data.images.config import ImageDataConfig
+from trainer.data.images.input_spec import ImageInputSpec
 from trainer.data.images.splits import ImageSplit, ImageSplits, read_splits
 from trainer.data.module import DataModule
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
 
-HOLD_OUT_SEED = 0  # not the run's seed: runs with different seeds are compared on the same images
+ImageConfigT = TypeVar(
+    "ImageConfigT", bound=Config[Any, Any, ImageDataConfig], default=Config[Any, Any, ImageDataConfig]
+)
 
 
 @dataclass(frozen=True)
@@ -28,61 +38,82 @@ class Role:
     origin: str
 
 
-class ImageDataModule(DataModule):
+class ImageDataModule(DataModule[ImageConfigT]):
     """Image sets of one run.
 
-    After `load`: sets (train, val and perhaps test), class_names (empty without labels), image_shape (C, H, W), and
-    mean and std of the training images per channel, on a scale of 0 to 1, unless they are configured.
+    After `load`: sets (train, val and perhaps test) and `spec`. A subclass for a task without labels sets uses_labels
+    to False; labels are then not read, and classes are no part of the fingerprint.
     """
 
-    class_names: list[str]
-    image_shape: tuple[int, int, int]
-    mean: list[float]
-    std: list[float]
+    uses_labels: ClassVar[bool] = True
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ImageConfigT) -> None:
         super().__init__(config)
-        if not isinstance(config.data, ImageDataConfig):
-            raise TypeError(f"{type(config.data).__name__} describes no images")
-        self.data = config.data
         self.facts: dict[str, object] = {}
+        self._spec: ImageInputSpec | None = None
+        self._fingerprint: str | None = None
 
     def load(self, device: torch.device) -> None:
-        """See DataModule."""
-        found = read_splits(self.data)
-        roles = assign_roles(found, self.data.eval_fraction)
-        train = found.splits[roles["train"].split]
-        channels, height, width = train.pixels.shape[1:]
-        self.class_names, self.image_shape = list(found.class_names), (channels, height, width)
-        self.mean, self.std = self._normalisation(train, roles["train"].rows)
+        """Read, decode and place the images.
+
+        Raises: UserError: the data is not there, not as configured, or has classes that the run does not have.
+        """
+        data, spec = self.config.data, self._spec
+        if spec is None:
+            found = read_splits(data, class_names=None if self.uses_labels else ())
+        else:
+            if problems := spec.conflicts(data):
+                raise ConfigError(problems)
+            found = read_splits(data, spec.form, spec.class_names)
+        roles = assign_roles(found, data.eval_fraction)
+        if spec is None:
+            train = found.splits[roles["train"].split]
+            mean, std = _normalisation(data, train, roles["train"].rows)
+            self._spec = ImageInputSpec(found.form, list(found.class_names), mean, std)
         stores = {name: torch.from_numpy(split.pixels) for name, split in found.splits.items()}
         kept = self._place(stores, device)
-        self.sets = {
+        images = {
             name: ImageSet(stores[role.split], found.splits[role.split].labels, role.rows, self.config.seed)
             for name, role in roles.items()
         }
+        self.sets = self.build_sets(images)
+        self._fingerprint = fingerprint(found, roles)
         self.facts = self._facts(found, roles, kept)
 
+    def build_sets(self, images: Mapping[str, ImageSet]) -> Mapping[str, Gatherable[MicroBatch]]:
+        """What is trained and evaluated on. Args: images: train, val and perhaps test."""
+        return images
+
+    @property
+    def spec(self) -> ImageInputSpec:
+        """Form, classes and normalisation: derived by `load` when a run begins, else those of the run."""
+        if self._spec is None:
+            raise RuntimeError("the data is not loaded yet")
+        return self._spec
+
+    def write_input_spec(self, run_dir: Path) -> None:
+        """Write form, classes and normalisation to the run directory."""
+        self.spec.write(run_dir)
+
+    def read_input_spec(self, run_dir: Path) -> None:
+        """Take form, classes and normalisation of a run. Raises: UserError: the run has none, or it is damaged."""
+        self._spec = ImageInputSpec.read(run_dir)
+
+    def fingerprint(self) -> str | None:
+        """Hash of pixels, labels and roles of all samples, wherever the files are; None before `load`."""
+        return self._fingerprint
+
     def describe(self) -> Mapping[str, object]:
-        """See DataModule."""
+        """Facts for the run's record: source, sizes, classes, normalisation, fingerprint."""
         return self.facts
 
     def transform(self) -> ImageTransform:
-        """What makes a network's input of a batch's images."""
-        layout = self.config.performance.channels_last
-        return ImageTransform(self.mean, self.std, self.data.crop_padding, self.data.flip, layout)
-
-    def _normalisation(self, train: ImageSplit, rows: np.ndarray) -> tuple[list[float], list[float]]:
-        channels, height, width = self.image_shape
-        if self.data.mean is None or self.data.std is None:
-            return mean_and_std(train.sums[rows], train.squares[rows], height * width)
-        if len(self.data.mean) != channels:
-            reason = f"data.mean has {len(self.data.mean)} values, the images have {channels} channel(s)"
-            raise UserError(reason, "give one value a channel, or null to compute them")
-        return list(self.data.mean), list(self.data.std)
+        """Converts a batch's images to the network's input, with the configured augmentation in training."""
+        data = self.config.data
+        return self.spec.transform(data.crop_padding, data.flip, self.config.performance.channels_last)
 
     def _place(self, stores: dict[str, Tensor], device: torch.device) -> str:
-        """Move all pixels to the GPU when that is wanted and they fit. Returns: where they are, for the record."""
+        """Move all pixels to the GPU if configured and if they fit. Returns: where they are, for the record."""
         if device.type != "cuda" or not self.config.performance.data_on_device:
             return "memory-mapped"
         free, size = torch.cuda.mem_get_info(device)[0], sum(store.numel() for store in stores.values())
@@ -95,29 +126,46 @@ class ImageDataModule(DataModule):
         return f"{size / 2**30:.2f} GiB on {device}"
 
     def _facts(self, found: ImageSplits, roles: Mapping[str, Role], kept: str) -> dict[str, object]:
-        channels, height, width = self.image_shape
+        spec = self.spec
+        channels, height, width = spec.form.shape
         facts: dict[str, object] = {"source": found.source}
         facts |= {name: f"{len(role.rows):,} images, {role.origin}" for name, role in roles.items()}
         facts["image"] = f"{channels}x{height}x{width} uint8, {kept}"
-        facts["classes"] = len(self.class_names)
-        facts["mean"], facts["std"] = [round(x, 4) for x in self.mean], [round(x, 4) for x in self.std]
-        facts["sha256"] = {name: split.sha256[:16] for name, split in found.splits.items()}
+        facts["classes"] = len(spec.class_names)
+        facts["mean"], facts["std"] = [round(x, 4) for x in spec.mean], [round(x, 4) for x in spec.std]
+        facts["fingerprint"] = str(self._fingerprint)[:16]
         if found.notes:
             facts["notes"] = list(found.notes)
         return facts
 
 
-def assign_roles(found: ImageSplits, eval_fraction: float) -> dict[str, Role]:
-    """Which images train, and which evaluate.
+def fingerprint(found: ImageSplits, roles: Mapping[str, Role]) -> str:
+    """SHA-256 of what is trained and evaluated on: pixels, labels, class names, and the rows of each role.
 
-    A set with a val split is evaluated on it while it trains, and tested at the end where it has a test split. One with
-    only a test split is evaluated on that, as is usual for the small benchmarks. One with neither gives up a fixed
-    share of its training images.
+    The path does not enter, and the pixels' hashes are those that the cache keeps.
     """
-    roles = {name: Role(name, split.rows, "as the set brings them") for name, split in found.splits.items()}
+    content: dict[str, object] = {"classes": list(found.class_names)}
+    for name, role in roles.items():
+        split = found.splits[role.split]
+        content[name] = [split.sha256, _array_hash(role.rows), _array_hash(split.labels[role.rows])]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _array_hash(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<i8").data).hexdigest()
+
+
+def assign_roles(found: ImageSplits, eval_fraction: float) -> dict[str, Role]:
+    """Which images are trained on, and which are evaluated.
+
+    A val split is evaluated during training, and a test split beside it at the end. If the test split is the only
+    other one, it is evaluated during training, as is usual for the small benchmarks. If there is neither, a fixed share
+    of the training images is held out.
+    """
+    roles = {name: Role(name, split.rows, "a split of the set") for name, split in found.splits.items()}
     if "val" not in roles and "test" in roles:
         test = roles.pop("test")
-        return {**roles, "val": Role("test", test.rows, "the test split: the set has no other to evaluate on")}
+        return {**roles, "val": Role("test", test.rows, "the test split: the set has no validation split")}
     if "val" not in roles:
         train = found.splits["train"]
         rows, held_out = hold_out(train.rows, train.labels, eval_fraction)
@@ -126,20 +174,16 @@ def assign_roles(found: ImageSplits, eval_fraction: float) -> dict[str, Role]:
     return roles
 
 
-def hold_out(rows: np.ndarray, labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Part rows into two, the second with a share `fraction` of every class; always the same ones.
-
-    Args: rows (M,) int64. labels (N,) int64, indexed by rows. Returns: both parts in ascending order, neither empty.
-    Raises: UserError: there is only one row.
-    """
-    if len(rows) < 2:
-        raise UserError(f"data: {len(rows)} usable image(s) cannot be parted for training and evaluation")
-    shuffled = np.random.default_rng(HOLD_OUT_SEED).permutation(rows)
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
-    # Evenly spaced picks out of rows in order of class take the same share of each.
-    picked = (np.arange(count) * len(rows)) // count + len(rows) // (2 * count)
-    return np.sort(np.delete(by_class, picked)), np.sort(by_class[picked])
+def _normalisation(data: ImageDataConfig, train: ImageSplit, rows: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and std per channel as configured, else those of the training images."""
+    channels, height, width = train.pixels.shape[1:]
+    if data.mean is None or data.std is None:
+        return mean_and_std(train.sums[rows], train.squares[rows], height * width)
+    if len(data.mean) != channels:
+        shown = "1 channel" if channels == 1 else f"{channels} channels"
+        reason = f"data.mean has {len(data.mean)} values, the images have {shown}"
+        raise UserError(reason, "give one value per channel, or null to compute them")
+    return list(data.mean), list(data.std)
 
 
 def mean_and_std(sums: np.ndarray, squares: np.ndarray, num_pixels: int) -> tuple[list[float], list[float]]:
@@ -150,6 +194,6 @@ def mean_and_std(sums: np.ndarray, squares: np.ndarray, num_pixels: int) -> tupl
     count = len(sums) * num_pixels
     mean = sums.sum(axis=0) / count
     variance = squares.sum(axis=0) / count - mean**2
-    # A channel without contrast would be divided by zero; one grey level is the least there can be.
+    # At least one grey level: a constant channel would be divided by zero.
     std = np.sqrt(np.maximum(variance, 1.0))
     return (mean / 255).tolist(), (std / 255).tolist()

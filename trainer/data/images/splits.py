@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from trainer.data.images.cache import ImageCache, image_cache, moments
+from trainer.data.images.cache import ImageCache, image_cache, moments, pixel_hash
 from trainer.data.images.config import ImageDataConfig, StoredImagesConfig
 from trainer.data.images.decode import ImageForm, Unusable, decode_all, image_form, open_image, to_form
 from trainer.data.sources import Source, load_splits, split_fingerprint
@@ -40,52 +40,72 @@ class ImageSplit:
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """All splits of a set by name (train, and as far as there are any val and test). class_names: empty without labels.
-    notes: what the user should know about how the set was read, a line each."""
+    """All splits of a set by name: train, and where the set has them val and test.
+
+    form: of the images. class_names: empty without labels. notes: what the user should know about how the set was
+    read, a line each.
+    """
 
     splits: Mapping[str, ImageSplit]
+    form: ImageForm
     class_names: Sequence[str]
     source: str
     notes: Sequence[str]
 
 
-def read_splits(data: ImageDataConfig) -> ImageSplits:
-    """Read and decode a set. Raises: UserError: it is not there, or not as configured."""
-    return _stored(data) if isinstance(data, StoredImagesConfig) else _digits(data)
+def read_splits(
+    data: ImageDataConfig, form: ImageForm | None = None, class_names: Sequence[str] | None = None
+) -> ImageSplits:
+    """Read and decode a set.
+
+    Args: form: to convert images to; None derives it from the first one. class_names: the classes to number labels by;
+        None takes those of the set, and an empty sequence reads no labels.
+    Raises: UserError: the set is not there, or not as configured, or has a class that is not in class_names.
+    """
+    if isinstance(data, StoredImagesConfig):
+        return _stored(data, form, class_names)
+    return _digits(data, form, class_names)
 
 
-def _digits(data: ImageDataConfig) -> ImageSplits:
+def _digits(data: ImageDataConfig, form: ImageForm | None, class_names: Sequence[str] | None) -> ImageSplits:
     """scikit-learn's handwritten digits: 1,797 grey images of 8x8 with 17 levels (Alpaydin and Kaynak, UCI 1998)."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
     levels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     images = [Image.fromarray(image) for image in levels]
-    form = image_form(images[0], data.image_size, data.resize, data.channels)
+    form = form or image_form(images[0], data.image_size, data.resize, data.channels)
     try:
         pixels = np.stack([to_form(image, form) for image in images])
     except Unusable as error:
         raise UserError(f"data=digits: {error}") from error
     sums, squares = moments(pixels)
-    labels = digits.target.astype(np.int64)
-    split = ImageSplit(pixels, labels, sums, squares, np.arange(len(pixels)), "embedded")
-    return ImageSplits({"train": split}, [str(name) for name in digits.target_names], "scikit-learn's digits", [])
+    source, found = "scikit-learn's digits", {number: str(number) for number in digits.target_names.tolist()}
+    names = list(found.values()) if class_names is None else list(class_names)
+    labels = np.full(len(pixels), NO_LABEL, dtype=np.int64)
+    if names:
+        labels = _class_numbers("train", digits.target.tolist(), found, names, source)
+    split = ImageSplit(pixels, labels, sums, squares, np.arange(len(pixels)), pixel_hash(pixels))
+    return ImageSplits({"train": split}, form, names, source, [])
 
 
-def _stored(data: StoredImagesConfig) -> ImageSplits:
+def _stored(data: StoredImagesConfig, form: ImageForm | None, class_names: Sequence[str] | None) -> ImageSplits:
     source = Source(data.hub_id, data.subset, data.path)
     tables = load_splits(source)
     image_column = _image_column(tables["train"], data.image_column, source)
-    label_column = _label_column(tables["train"], data.label_column, source)
     notes: list[str] = []
-    labels, class_names = _labels(tables, label_column, source, notes)
-    form = _form(tables["train"], image_column, data, source)
+    if class_names is not None and not class_names:
+        labels, names = _without_labels(tables), []
+    else:
+        label_column = _label_column(tables["train"], data.label_column, source)
+        labels, names = _labels(tables, label_column, source, class_names, notes)
+    form = form or _form(tables["train"], image_column, data, source)
     splits = {}
     for name, split_labels in labels.items():
         cache = _decoded(tables[name], image_column, form, f"{source}, {name} split")
         rows = _usable(cache, len(split_labels), data.on_corrupt, f"{source}, {name} split", notes)
         splits[name] = ImageSplit(cache.pixels, split_labels, cache.sums, cache.squares, rows, cache.sha256)
-    return ImageSplits(splits, class_names, str(source), notes)
+    return ImageSplits(splits, form, names, str(source), notes)
 
 
 def _image_column(table: datasets.Dataset, chosen: str | None, source: Source) -> str:
@@ -125,47 +145,62 @@ def _one_column(kind: str, chosen: str | None, found: list[str], columns: list[s
     return found[0]
 
 
+def _without_labels(tables: Mapping[str, datasets.Dataset]) -> dict[str, np.ndarray]:
+    return {name: np.full(len(table), NO_LABEL, dtype=np.int64) for name, table in tables.items()}
+
+
 def _labels(
-    tables: Mapping[str, datasets.Dataset], column: str | None, source: Source, notes: list[str]
+    tables: Mapping[str, datasets.Dataset],
+    column: str | None,
+    source: Source,
+    class_names: Sequence[str] | None,
+    notes: list[str],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Class numbers of each split that has labels, and the classes' names.
 
-    Classes are those of the ClassLabel, else the distinct values of the training split in order.
+    Classes are `class_names` where they are given, else those of the ClassLabel, else the sorted distinct values of the
+    training split. Labels are matched by name, since another set of folders numbers the same classes differently.
     """
     import datasets
 
     if column is None:
-        return {name: np.full(len(table), NO_LABEL, dtype=np.int64) for name, table in tables.items()}, []
+        if class_names:
+            raise UserError(
+                f"{source}: the images have no labels, and the run was trained on {len(class_names)} classes"
+            )
+        return _without_labels(tables), []
     values = {name: table.with_format("arrow")[:][column].to_pylist() for name, table in tables.items()}
     for name in [name for name in values if name != "train" and set(values[name]) <= {NO_LABEL, None}]:
         notes.append(f"the {name} split has no labels and is left out")
         del values[name]
     feature = tables["train"].features[column]
     if isinstance(feature, datasets.ClassLabel):
-        class_names = list(feature.names)
-        known = {number: number for number in range(len(class_names))}
+        found: dict[Any, str] = dict(enumerate(feature.names))
     else:
-        distinct = sorted(set(values["train"]) - {None}, key=lambda value: (str(type(value)), value))
-        if any(not isinstance(value, (int, str)) for value in distinct):
-            raise UserError(f"data.label_column={column}: classes are numbers or names, not {distinct[0]!r}")
-        class_names, known = [str(value) for value in distinct], {value: i for i, value in enumerate(distinct)}
-    return {
-        name: _class_numbers(name, split, known, class_names, column, source) for name, split in values.items()
-    }, class_names
+        read = values["train"] if class_names is None else [value for split in values.values() for value in split]
+        distinct = sorted(set(read) - {None}, key=lambda value: (str(type(value)), value))
+        strange = next((value for value in distinct if not isinstance(value, (int, str))), None)
+        if strange is not None:
+            raise UserError(f"data.label_column={column}: classes are numbers or names, not {strange}")
+        found = {value: str(value) for value in distinct}
+    names = list(found.values()) if class_names is None else list(class_names)
+    title = f"{source}, data.label_column={column}"
+    return {name: _class_numbers(name, split, found, names, title) for name, split in values.items()}, names
 
 
 def _class_numbers(
-    split: str, values: list[Any], known: Mapping[Any, int], class_names: list[str], column: str, source: Source
+    split: str, values: Sequence[Any], found: Mapping[Any, str], names: Sequence[str], title: str
 ) -> np.ndarray:
-    strange = next((row for row, value in enumerate(values) if value not in known), None)
-    if strange is not None:
-        classes = (
-            f"0 to {len(known) - 1}" if all(key == i for i, key in enumerate(known)) else ", ".join(class_names[:10])
-        )
+    """Labels as positions in `names`. Args: found: the name of each value that the set declares or holds."""
+    positions = {name: position for position, name in enumerate(names)}
+    known = {value: positions[name] for value, name in found.items() if name in positions}
+    unknown = next((row for row, value in enumerate(values) if value not in known), None)
+    if unknown is not None:
+        label = found.get(values[unknown], values[unknown])
+        listing = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise UserError(
-            f"data.label_column={column}: row {strange} of the {split} split of {source} has the label "
-            f"{values[strange]}, which is out of range",
-            f"the {len(known)} classes are {classes}",
+            f"{title}: row {unknown} of the {split} split has the label {label}, which is not one of the classes",
+            f"the {len(names)} classes are {listing}",
         )
     return np.array([known[value] for value in values], dtype=np.int64)
 
@@ -196,7 +231,7 @@ def _decoded(table: datasets.Dataset, column: str, form: ImageForm, title: str) 
 
 
 def _usable(cache: ImageCache, num_rows: int, on_corrupt: str, title: str, notes: list[str]) -> np.ndarray:
-    """Positions of usable images. Raises: UserError: some are not, and that is not to be passed over."""
+    """Positions of usable images. Raises: UserError: some are not usable, and on_corrupt does not skip them."""
     if cache.unusable:
         count = f"{title}: {len(cache.unusable)} of {num_rows} images cannot be used"
         examples = "; ".join(list(cache.unusable.values())[:3])

@@ -1,0 +1,138 @@
+"""A trained generator: images from latent points."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+
+from tasks.dcgan.config import DCGANConfig, DCGANModel, GenerateArguments
+from tasks.dcgan.networks import Generator, sample_images, to_pixels
+from tasks.dcgan.noise import Stream, normal, walk
+from tasks.dcgan.samples import save_grid
+from trainer.collectives import decide_on_rank_0, has_peers
+from trainer.config.schema import Config
+from trainer.data.images.config import ImageDataConfig
+from trainer.data.images.input_spec import ImageInputSpec
+from trainer.errors import UserError
+from trainer.inference import ExampleInputs, Inference, load_weights
+
+MAX_GRID = 100  # images
+
+
+class DCGANInference(Inference):
+    """The averaged generator of a run, or its generator where none was averaged.
+
+    An input is a latent point, an array (L,) of floats, or an int, the number of a point among those of seed 0.
+    """
+
+    metric = "frechet_distance"
+
+    def __init__(
+        self, config: Config[DCGANConfig, DCGANModel, ImageDataConfig], spec: ImageInputSpec, device: torch.device
+    ) -> None:
+        self.config, self.device = config, device
+        channels, size, _ = spec.form.shape
+        self.network = Generator(config.model, channels, size).eval()
+
+    @classmethod
+    def load(
+        cls, config: Config[DCGANConfig, DCGANModel, ImageDataConfig], run_dir: Path, device: torch.device
+    ) -> Self:
+        """The generator of a finished run. Raises: UserError: a file of the run is missing or damaged."""
+        inference = cls(config, ImageInputSpec.read(run_dir), device)
+        prefix = "averaged." if config.task.ema_decay is not None else "generator."
+        load_weights(inference.network, run_dir, prefix)
+        inference.network.requires_grad_(False).to(device)
+        if config.performance.channels_last:
+            inference.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return inference
+
+    def preprocess(self, inputs: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Returns: noise (B, L). Raises: UserError: an input is neither a number nor a latent point."""
+        return {"noise": self._noise(np.stack([self._point(number, value) for number, value in enumerate(inputs)]))}
+
+    def postprocess(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """For each image (C, H, W) of the generator: a PNG file in base64."""
+        return [{"png_base64": base64.b64encode(_png(image)).decode()} for image in to_pixels(outputs).cpu()]
+
+    def example_inputs(self) -> ExampleInputs:
+        """Two latent points."""
+        return ExampleInputs(self.preprocess([0, 1]), {"noise": {0: "batch"}})
+
+    def predict(self, arguments: GenerateArguments, run_dir: Path) -> None:
+        """Write n images and a grid of the first ones to samples/ in the run directory.
+
+        Each batch is computed by one rank, so images do not depend on the number of ranks.
+        Raises: UserError: they cannot be written.
+        """
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if has_peers() else (0, 1)
+        noise = latent_points(arguments, self.config.model.latent_size)
+        kind = f"walk{arguments.interpolate}" if arguments.interpolate else "generated"
+        folder = run_dir / "samples" / f"{kind}-seed{arguments.seed}-n{len(noise)}"
+        decide_on_rank_0(lambda: _make_folder(folder))
+        for start, images in self._batches(noise, rank, world_size):
+            for number, image in enumerate(images, start):
+                (folder / f"{number:06d}.png").write_bytes(_png(image))
+        if rank == 0:
+            columns = arguments.interpolate
+            shown = min(len(noise), MAX_GRID - MAX_GRID % columns if columns else MAX_GRID)
+            # From the same batches, so that a tile of the grid equals the image in its file.
+            first = takewhile(lambda batch: batch[0] < shown, self._batches(noise, 0, 1))
+            save_grid(torch.cat([images for _, images in first])[:shown], folder / "grid.png", columns)
+            print(f"{len(noise)} images and grid.png: {folder}")
+
+    def _batches(self, noise: np.ndarray, rank: int, world_size: int) -> Iterator[tuple[int, Tensor]]:
+        """One rank's batches: number of the first image, images (B, C, H, W) uint8."""
+        size = self.config.batch.eval_size
+        for start in range(rank * size, len(noise), world_size * size):
+            yield start, sample_images(self.network, self._noise(noise[start : start + size])).cpu()
+
+    def _noise(self, noise: np.ndarray) -> Tensor:
+        return torch.from_numpy(noise).to(self.device, next(self.network.parameters()).dtype)
+
+    def _point(self, number: int, value: Any) -> np.ndarray:
+        latent_size = self.config.model.latent_size
+        if isinstance(value, int):
+            return normal(0, 0, np.array([value]), latent_size, Stream.PREDICT)[0]
+        refusal = f"input {number}: neither an integer nor {latent_size} finite numbers"
+        try:
+            point = np.asarray(value, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(refusal) from error
+        if point.shape != (latent_size,) or not np.isfinite(point).all():
+            raise UserError(refusal)
+        return point
+
+
+def latent_points(arguments: GenerateArguments, latent_size: int) -> np.ndarray:
+    """(n, L) float32: n points, or walks one after the other, as many complete ones as fit in n and at least one."""
+    if arguments.interpolate is None:
+        return normal(arguments.seed, 0, np.arange(arguments.n), latent_size, Stream.PREDICT)
+    num_walks = max(1, arguments.n // arguments.interpolate)
+    ends = normal(arguments.seed, 0, np.arange(2 * num_walks), latent_size, Stream.PREDICT)
+    walks = [walk(ends[2 * i], ends[2 * i + 1], arguments.interpolate) for i in range(num_walks)]
+    return np.concatenate(walks)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror})") from error
+
+
+def _png(image: Tensor) -> bytes:
+    """A PNG file. Shapes: image (C, H, W) uint8."""
+    stream = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).save(stream, "PNG")
+    return stream.getvalue()
