@@ -30,6 +30,13 @@ def validate(config: Config, task: TaskSpec, world: World) -> None:
         raise ConfigError(problems)
 
 
+def validate_evaluation(config: Config, task: TaskSpec, world: World) -> None:
+    """Check what the evaluation of a run needs of this machine. Raises: ConfigError: with every problem found."""
+    problems = [*_precision(config, world), *_strategy(config, world, task)]
+    if problems:
+        raise ConfigError(problems)
+
+
 def _length(config: Config, world: World) -> Iterator[Problem]:
     trainer = config.trainer
     if trainer.max_epochs is None and trainer.max_steps == -1:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from trainer.config.validation import validate_evaluation
 from trainer.run.files import EVALUATION_FILE, write_json
 from trainer.verbs.prepare import PreparedRun
 from trainer.verbs.stored_run import on_stored_run
@@ -15,7 +16,7 @@ from trainer.verbs.stored_run import on_stored_run
 
 def evaluate(words: Sequence[str]) -> int:
     """Evaluate a run. Args: words: run=DIR and overrides. Returns: exit code. Raises: UserError."""
-    return on_stored_run("eval", words, evaluate_on_rank)
+    return on_stored_run("eval", words, evaluate_on_rank, validate_evaluation)
 
 
 def evaluate_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:

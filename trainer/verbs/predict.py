@@ -1,4 +1,4 @@
-"""The verb predict: apply a run to new input, as its task defines it."""
+"""The verb predict: apply a run's model to new input."""
 
 from __future__ import annotations
 
@@ -15,37 +15,60 @@ from trainer.task import TaskSpec
 from trainer.verbs.prepare import PreparedRun
 from trainer.verbs.stored_run import on_stored_run
 
+# What may change between training and prediction: where and how fast, not what is computed.
+CHANGEABLE = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "batch.eval_size", "launch.")
+
 
 def predict(words: Sequence[str]) -> int:
     """Apply a run. Args: words: run=DIR, overrides, the task's arguments. Returns: exit code. Raises: UserError."""
+    for word in words:
+        key = word.partition("=")[0]
+        if "." in key and not key.startswith(CHANGEABLE):
+            advice = f"predict takes the trained model as it is; possible: {', '.join(CHANGEABLE)}*"
+            raise UserError(f"{word}: {advice}")
     return on_stored_run("predict", words, predict_on_rank)
 
 
 def predict_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:
-    """The task's own prediction, with its own arguments."""
-    from trainer.engine.build import build_trained
+    """Load the model and let it predict. Nothing of the training data is read."""
+    import torch
+
+    from trainer.engine.build import build_trained, rank_device
 
     config, task = prepared.config, prepared.task
     parsed = parse_arguments(task, [word for word in arguments if "." not in word.partition("=")[0]])
-    data, module, _ = build_trained(config, task, prepared.world, run_dir)
-    device = next(module.parameters()).device
-    module.eval().to(device)
-    task.run_predict(config, module, data, parsed, run_dir)
+    if task.inference is None and task.predict is not None:
+        data, module, _ = build_trained(config, task, prepared.world, run_dir)
+        module.eval().to(next(module.parameters()).device)
+        task.run_predict(config, module, data, parsed, run_dir)
+        return
+    device = rank_device(prepared.world)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(config.performance.float32_matmul_precision)
+    task.load_inference(config, run_dir, device).predict(parsed, run_dir)
 
 
 def parse_arguments(task: TaskSpec, words: Sequence[str]) -> Any:
     """key=value words as the task's predict_arguments. Raises: ConfigError: a wrong key or value."""
     if task.predict_arguments is None:
         raise UserError(f"task={task.name} has no predict")
-    values = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words)}
+    values = {key: _value(value) for key, _, value in (word.partition("=") for word in words)}
     fields = list(getattr(task.predict_arguments, "__dataclass_fields__", {}))
     problems = [Problem(key, values[key], nearest(key, fields)) for key in values if key not in fields]
     if problems:
         raise ConfigError(problems)
     try:
-        return TypeAdapter(task.predict_arguments).validate_json(json.dumps(values))
+        return TypeAdapter(task.predict_arguments).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise ConfigError(
             [Problem(str(d["loc"][0]), values.get(str(d["loc"][0])), d["msg"]) for d in details]
         ) from error
+
+
+def _value(text: str) -> Any:
+    """A value as YAML, or as it is where it is none, such as a comma."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
