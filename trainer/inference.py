@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,7 +41,7 @@ class Inference(ABC):
     metric: the evaluation metric, without prefix, that says whether a changed network is still as good.
     """
 
-    metric: ClassVar[str]
+    metric: str
     network: nn.Module
     device: torch.device
 

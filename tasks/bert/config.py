@@ -9,7 +9,16 @@ from pydantic import Field
 
 from tasks.bert.weights import encoder_problems, position_limit
 from trainer.config.schema import Config, Count, DataConfig, Fraction, ModelConfig, Positive, TaskConfig, settings
-from trainer.data.texts.config import NamedTextConfig, StoredTextConfig, TextDataConfig, TextFilesConfig, text_problems
+from trainer.data.texts.config import (
+    CsvConfig,
+    EncodedFilesConfig,
+    NamedTextConfig,
+    Quoting,
+    StoredTextConfig,
+    TextDataConfig,
+    TextFilesConfig,
+    text_problems,
+)
 from trainer.errors import Problem, nearest
 from trainer.task import TaskSpec
 
@@ -86,14 +95,14 @@ class ScratchConfig(BertModelConfig):
 
 @settings
 class IntentsConfig(TextDataConfig):
-    """The customer-service set that the project generates itself."""
+    """A customer-service set that the project generates."""
 
     num_train: Count
     """Utterances of the training split."""
     num_validation: Count
-    """Utterances of the validation split, of phrasings that the others have not."""
+    """Utterances of the validation split, whose phrasings are in no other split."""
     num_test: Count
-    """Utterances of the test split, of phrasings that the others have not."""
+    """Utterances of the test split, whose phrasings are in no other split."""
 
 
 @settings
@@ -101,9 +110,19 @@ class PredictArguments:
     """python -m trainer predict run=DIR input=FILE: rows in, rows with label and probabilities out."""
 
     input: str
-    """CSV, JSONL or Parquet file with the columns of text that the run was trained on."""
+    """CSV, JSON or Parquet file with the text columns of the training data, also compressed (.gz, .xz, .zst)."""
     output: str | None = None
-    """File to write, of the format of its ending; null writes predictions.<ending of the input> into the run."""
+    """File to write, in the format of its ending; null writes predictions.<ending of the input> into the run."""
+    on_bad_row: Literal["error", "skip", "null"] = "error"
+    """What to do with a row without a text: stop, leave the row out, or write it without a prediction."""
+    delimiter: str | None = None
+    """Of a CSV input, as data.delimiter; null detects it."""
+    header: bool | None = None
+    """Of a CSV input, as data.header; null is as in training."""
+    quoting: Quoting | None = None
+    """Of a CSV input, as data.quoting; null is as in training."""
+    encoding: str | None = None
+    """Of the input, as data.encoding; null is as in training."""
 
 
 def validate(config: Config) -> Sequence[Problem]:
@@ -142,11 +161,13 @@ def _size_problems(task: BertTaskConfig, model: BertModelConfig, data: TextDataC
     if isinstance(model, ScratchConfig) and model.hidden_size % model.num_heads:
         advice = f"does not divide model.hidden_size={model.hidden_size}"
         yield Problem("model.num_heads", model.num_heads, advice)
-    limit = model.max_positions if isinstance(model, ScratchConfig) else None
-    if isinstance(model, EncoderConfig):
+    limit, key = None, f"model={model.name}"
+    if isinstance(model, ScratchConfig):
+        limit, key = model.max_positions, f"model.max_positions={model.max_positions}"
+    elif isinstance(model, EncoderConfig):
         limit = position_limit(model.path)
     if limit is not None and data.max_length > limit:
-        yield Problem("data.max_length", data.max_length, f"the model takes at most {limit} tokens")
+        yield Problem("data.max_length", data.max_length, f"{key} takes at most {limit} tokens")
 
 
 MODELS: dict[str, type[ModelConfig]] = {
@@ -165,8 +186,8 @@ DATAS: dict[str, type[DataConfig]] = {
     "ag_news": NamedTextConfig,
     "imdb": NamedTextConfig,
     "hub_text": StoredTextConfig,
-    "csv": TextFilesConfig,
-    "jsonl": TextFilesConfig,
+    "csv": CsvConfig,
+    "jsonl": EncodedFilesConfig,
     "parquet": TextFilesConfig,
 }
 TASK = TaskSpec(
@@ -178,6 +199,6 @@ TASK = TaskSpec(
     data="tasks.bert.data:build_data",
     sizes="tasks.bert.sizes:sizes",
     validate=validate,
-    predict="tasks.bert.predict:predict",
+    inference="tasks.bert.inference:BertInference",
     predict_arguments=PredictArguments,
 )

@@ -2,78 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tasks.bert.config import BertModelConfig, BertTaskConfig, IntentsConfig
+from tasks.bert.config import BertModelConfig, BertTaskConfig, EncoderConfig, IntentsConfig
+from tasks.bert.input_spec import InputSpec, read_tokenizer
 from tasks.bert.intents import intent_splits
-from tasks.bert.labels import Labels, is_unlabelled
+from tasks.bert.labels import Labels, is_unlabelled, listing
+from tasks.bert.models import encoder_folder, network_config
 from tasks.bert.tokenizers import build_tokenizer
+from tasks.bert.weights import position_limit
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
 from trainer.data.samplers import StepSampler
 from trainer.data.sources import Source, load_splits, split_fingerprint
 from trainer.data.texts.buffer import TokenBuffer, TokenSet
-from trainer.data.texts.config import StoredTextConfig, TextDataConfig, TextFilesConfig
+from trainer.data.texts.config import StoredTextConfig, TextDataConfig, TextFilesConfig, csv_format, file_kind
 from trainer.data.texts.length_sampler import LengthGroupedSampler
+from trainer.data.texts.tables import TEXT, TEXT_PAIR, TextColumns, arrange_columns, read_table
 from trainer.data.texts.tokenization import tokenize_split
-from trainer.errors import UserError, nearest
+from trainer.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
 
+BertConfigs = Config[BertTaskConfig, BertModelConfig, TextDataConfig]
+
 HOLD_OUT_SEED = 0  # not the run's: runs of several seeds are compared on the same validation split
+LARGE_UNKNOWN_SHARE = 0.1
 
 
-class TextData(DataModule):
+class _Sets(dict[str, TokenSet]):
+    """Sets by name, of which the training set is loaded when it is asked for."""
+
+    def __init__(self, load_train: Callable[[], TokenSet]) -> None:
+        super().__init__()
+        self.load_train = load_train
+
+    def __missing__(self, name: str) -> TokenSet:
+        if name != "train":
+            raise KeyError(name)
+        self[name] = self.load_train()
+        return self[name]
+
+
+class TextData(DataModule[BertConfigs]):
     """Sets of labelled texts as token buffers, with the tokenizer and the labels they were made with."""
 
     tokenizer: PreTrainedTokenizerBase
     labels: Labels
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: BertConfigs) -> None:
         super().__init__(config)
-        assert isinstance(config.data, TextDataConfig)
-        assert isinstance(config.model, BertModelConfig)
-        assert isinstance(config.task, BertTaskConfig)
-        self.data, self.model, self.task = config.data, config.model, config.task
-        self.columns = [column for column in (config.data.text, config.data.text_pair) if column is not None]
+        self.source_columns = TextColumns.of(config.data)
+        self.columns = [TEXT] if self.source_columns.text_pair is None else [TEXT, TEXT_PAIR]
         self.notes: list[str] = []
-        self.token_sets: dict[str, TokenSet] = {}
+        self.splits: dict[str, datasets.Dataset] = {}
+        self.token_sets: dict[str, TokenSet] = _Sets(self._load_train)
+        self.spec: InputSpec | None = None
 
     def load(self, device: torch.device) -> None:
-        """See DataModule."""
-        splits = read_splits(self.data)
+        """See DataModule. Evaluation does not read a training file from which nothing was held out."""
+        splits = self._read(read_splits(self.config.data, self._names()))
+        if self.spec is None:
+            train = splits["train"]
+            texts = (text for column in self.columns for text in train[column])
+            fingerprint = f"{split_fingerprint(train)} {self.columns}"
+            self.tokenizer = build_tokenizer(self.config.model, texts, fingerprint)
+            self._check_length()
         for name, split in splits.items():
-            check_columns(split, name, {"data.label": self.data.label, **self._text_keys()})
-        splits, self.notes = arrange_splits(splits, self.data)
-        train = splits["train"]
-        self.labels = Labels.of(train, self.data.label, self.task.kind)
-        texts = (text for column in self.columns for text in train[column])
-        self.tokenizer = build_tokenizer(self.model, texts, f"{split_fingerprint(train)} {self.columns}")
-        for name, split in splits.items():
-            labels = self.labels.encode(split, name)
-            buffer = tokenize_split(split, name, self.columns, self.tokenizer, self.data.max_length)
-            self.token_sets[name] = self.token_set(buffer, labels)
+            self._tokenize(name, split)
         self.sets = self.token_sets
+        if self.spec is None and is_first_rank():
+            self._warn()
+
+    def _names(self) -> Sequence[str]:
+        data = self.config.data
+        is_apart = isinstance(data, TextFilesConfig) and data.validation is not None
+        return ("val", "test") if self.spec is not None and is_apart else ("train", "val", "test")
+
+    def _load_train(self) -> TokenSet:
+        split = self._read(read_splits(self.config.data, ("train",)), holds_out=False)["train"]
+        return self._tokenize("train", split)
+
+    def _read(self, splits: dict[str, datasets.Dataset], holds_out: bool = True) -> dict[str, datasets.Dataset]:
+        """Splits with texts and labels checked, before rows are held out, so that rows are counted as in the file."""
+        data = self.config.data
+        names = {name: split_name(data, name) for name in splits}
+        left_out = [name for name in splits if is_unlabelled(splits[name])]
+        self.notes += [f"{name} has no labels and is left out" for name in left_out]
+        if "train" in left_out:
+            raise UserError(f"data.label={data.label}: no row of {names['train']} has a label")
+        splits = {name: split for name, split in splits.items() if name not in left_out}
+        if self.spec is None:
+            self.labels = Labels.of(splits["train"], names["train"], str(data.label), self.config.task.kind)
+        for name, split in splits.items():
+            self.labels.encode(split, names[name])
+        if "train" in splits and "val" not in splits and holds_out:
+            splits, note = hold_out(splits, data.validation_fraction)
+            self.notes.append(note)
+        return splits
+
+    def _tokenize(self, name: str, split: datasets.Dataset) -> TokenSet:
+        buffer = tokenize_split(split, self.columns, self.tokenizer, self.config.data.max_length)
+        self.splits[name] = split
+        self.token_sets[name] = self.token_set(buffer, self.labels.encode(split, split_name(self.config.data, name)))
+        return self.token_sets[name]
+
+    def read_input_spec(self, run_dir: Path) -> None:
+        """See DataModule: labels and tokenizer are the run's, whatever the training data is now."""
+        spec = InputSpec.read(run_dir)
+        if spec.max_length != self.config.data.max_length:
+            raise UserError(
+                f"data.max_length={self.config.data.max_length}: the run was trained with {spec.max_length}"
+            )
+        if (spec.columns.text_pair is None) != (self.source_columns.text_pair is None):
+            advice = "single texts" if spec.columns.text_pair is None else "pairs"
+            raise UserError(f"data.text_pair={self.source_columns.text_pair}: the run was trained on {advice}")
+        self.spec = spec
+        self.labels = Labels(str(self.config.data.label), spec.label_names, "the run's")
+        self.tokenizer = read_tokenizer(run_dir)
+
+    def write_input_spec(self, run_dir: Path) -> None:
+        """See DataModule."""
+        names = self.labels.names
+        train = self.token_sets["train"].buffer
+        network = network_config(self.config.model, self.tokenizer, len(names or [0]), names)
+        spec = InputSpec(
+            kind=self.config.task.kind,
+            columns=self.source_columns,
+            csv_format=csv_format(self.config.data),
+            label_names=names,
+            class_counts=None if names is None else self.class_counts().tolist(),
+            max_length=self.config.data.max_length,
+            truncated_share=train.truncated_share,
+            unknown_share=train.unknown_share,
+            network=json.loads(network.to_json_string(use_diff=False)),
+        )
+        spec.write(run_dir, self.tokenizer)
+
+    def fingerprint(self) -> str:
+        """See DataModule: of tokens, labels and splits, so the same rows in another file or format are the same."""
+        digest = hashlib.sha256(json.dumps(self.labels.names).encode())
+        for name, tokens in sorted(self._all_sets().items()):
+            digest.update(name.encode())
+            buffer = tokens.buffer
+            for array in (buffer.tokens.astype(np.int32), buffer.offsets, buffer.pair_starts, tokens.labels):
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def describe(self) -> Mapping[str, object]:
         """See DataModule."""
         names = self.labels.names
-        facts: dict[str, object] = {name: _split_facts(tokens.buffer) for name, tokens in self.token_sets.items()}
-        facts["labels"] = "scores" if names is None else f"{len(names)}, {self.labels.source}: {', '.join(names)}"
+        facts: dict[str, object] = {name: _split_facts(tokens.buffer) for name, tokens in self._all_sets().items()}
+        facts["labels"] = "scores" if names is None else f"{len(names)}, {self.labels.source}: {listing(names)}"
         if self.notes:
             facts["notes"] = "; ".join(self.notes)
         return facts
 
     def train_sampler(self) -> StepSampler:
-        """Global batches of like length."""
+        """Global batches of similar length."""
         lengths = self.token_sets["train"].buffer.lengths
-        size, pool, seed = self.config.batch.global_size, self.data.length_pool_batches, self.config.seed
+        size, pool, seed = self.config.batch.global_size, self.config.data.length_pool_batches, self.config.seed
         return LengthGroupedSampler(lengths, size, pool, seed)
 
     def class_counts(self) -> np.ndarray:
@@ -81,65 +179,108 @@ class TextData(DataModule):
         assert self.labels.names is not None
         return np.bincount(self.token_sets["train"].labels, minlength=len(self.labels.names))
 
-    def _text_keys(self) -> dict[str, str]:
-        return dict(zip(("data.text", "data.text_pair"), self.columns, strict=False))
+    def joined_texts(self, name: str) -> list[str]:
+        """Texts of a split; the sentences of a pair are joined by a space."""
+        columns = [self.splits[name][column] for column in self.columns]
+        return [" ".join(row) for row in zip(*columns, strict=True)]
+
+    def _all_sets(self) -> Mapping[str, TokenSet]:
+        return {"train": self.token_sets["train"], **self.token_sets}
 
     def token_set(self, buffer: TokenBuffer, labels: np.ndarray) -> TokenSet:
         """Texts tokenized as this run does it, with labels (N,)."""
         pad_id = self.tokenizer.pad_token_id
         assert isinstance(pad_id, int)
-        return TokenSet(buffer, labels, pad_id, self.data.max_length, self.data.pad_to_multiple_of)
+        return TokenSet(buffer, labels, pad_id, self.config.data.max_length, self.config.data.pad_to_multiple_of)
+
+    def _check_length(self) -> None:
+        """The positions of an encoder on the hub are known only once it is on this machine."""
+        model, length = self.config.model, self.config.data.max_length
+        limit = position_limit(str(encoder_folder(model))) if isinstance(model, EncoderConfig) else None
+        if limit is not None and length > limit:
+            raise UserError(f"data.max_length={length}: model={model.name} takes at most {limit} tokens")
+
+    def _warn(self) -> None:
+        """Warn about texts that the model cannot read as they are."""
+        for name, tokens in self.token_sets.items():
+            if tokens.buffer.num_truncated:
+                share, length = tokens.buffer.truncated_share, self.config.data.max_length
+                _print_note(f"{share:.1%} of the {name} texts are cut to data.max_length={length} tokens")
+        share = self.token_sets["train"].buffer.unknown_share
+        if share > LARGE_UNKNOWN_SHARE:
+            is_own = not isinstance(self.config.model, EncoderConfig)
+            hint = "a larger model.vocab_size" if is_own else "model=bert_tiny, or an encoder of the texts' language"
+            _print_note(f"{share:.1%} of the training tokens are unknown to model={self.config.model.name}; use {hint}")
 
 
-def build_data(config: Config) -> TextData:
+def build_data(config: BertConfigs) -> TextData:
     """See TaskSpec.data."""
     return TextData(config)
 
 
-def read_splits(data: TextDataConfig) -> dict[str, datasets.Dataset]:
-    """The splits as they come: generated, from the hub or a local copy, or from the user's files."""
-    if isinstance(data, IntentsConfig):
-        return intent_splits({"train": data.num_train, "val": data.num_validation, "test": data.num_test})
-    if isinstance(data, StoredTextConfig):
-        return load_splits(Source(data.hub_id, data.subset, data.path))
-    assert isinstance(data, TextFilesConfig)
-    files = {"train": data.train, "val": data.validation, "test": data.test}
-    return {name: load_splits(Source(None, None, path))["train"] for name, path in files.items() if path is not None}
+def read_splits(data: TextDataConfig, names: Sequence[str] = ("train", "val", "test")) -> dict[str, datasets.Dataset]:
+    """Splits as tables: generated, from the hub or a local copy, or from the user's files.
 
+    Args: names: of files that are read; the other sets are read as a whole.
 
-def check_columns(split: datasets.Dataset, name: str, wanted: Mapping[str, str]) -> None:
-    """Raises: UserError: naming the key whose column a split has not."""
-    for key, column in wanted.items():
-        if column not in split.column_names:
-            raise UserError(
-                f"{key}={column}: no such column in the {name} split; {nearest(column, split.column_names)}"
-            )
-
-
-def arrange_splits(
-    splits: dict[str, datasets.Dataset], data: TextDataConfig
-) -> tuple[dict[str, datasets.Dataset], list[str]]:
-    """Leave out splits without labels, and hold out a validation split where there is none.
-
-    Returns: (splits, notes for the record).
+    Raises: UserError: a file cannot be read, a column is missing, or a row has no text.
     """
-    notes = [f"{name} has no labels and is left out" for name in splits if is_unlabelled(splits[name], data.label)]
-    splits = {name: split for name, split in splits.items() if not is_unlabelled(split, data.label)}
-    if "train" not in splits:
-        raise UserError(f"data.label={data.label}: no row of the training split has a label")
-    if "val" not in splits:
-        train = splits["train"]
-        order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(train))
-        num_held_out = max(1, round(data.validation_fraction * len(train)))
-        if num_held_out >= len(train):
-            raise UserError("the training split has too few rows to hold out a validation split")
-        splits["val"] = train.select(np.sort(order[:num_held_out]))
-        splits["train"] = train.select(np.sort(order[num_held_out:]))
-        notes.append(f"val is {num_held_out} rows held out of train")
-    return splits, notes
+    columns = TextColumns.of(data)
+    if isinstance(data, TextFilesConfig):
+        files = {"train": data.train, "val": data.validation, "test": data.test}
+        return {name: _read_file(data, name, path, columns) for name in names if (path := files[name]) is not None}
+    if isinstance(data, IntentsConfig):
+        splits = intent_splits({"train": data.num_train, "val": data.num_validation, "test": data.num_test})
+    else:
+        assert isinstance(data, StoredTextConfig)
+        splits = load_splits(Source(data.hub_id, data.subset, data.path))
+    return {name: arrange_columns(split, columns, split_name(data, name)) for name, split in splits.items()}
+
+
+def _read_file(data: TextFilesConfig, name: str, path: str, columns: TextColumns) -> datasets.Dataset:
+    place = Path(path).expanduser()
+    key = FILE_KEYS[name]
+    if file_kind(place) != "parquet":
+        return read_table(place, key, csv_format(data), columns)
+    # datasets knows the label names that it has written into the file.
+    split = load_splits(Source(None, None, path, key))["train"]
+    return arrange_columns(split, columns, split_name(data, name))
+
+
+FILE_KEYS = {"train": "data.train", "val": "data.validation", "test": "data.test"}
+
+
+def split_name(data: TextDataConfig, name: str) -> str:
+    """How a message names a split."""
+    if isinstance(data, TextFilesConfig):
+        path = {"train": data.train, "val": data.validation, "test": data.test}[name]
+        return f"{FILE_KEYS[name]}={path}"
+    return f"data={data.name}: {name} split"
+
+
+def hold_out(splits: dict[str, datasets.Dataset], fraction: float) -> tuple[dict[str, datasets.Dataset], str]:
+    """Take a validation split from the training split. Returns: (splits, a note for the record)."""
+    train = splits["train"]
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(train))
+    num_held_out = max(1, round(fraction * len(train)))
+    if num_held_out >= len(train):
+        raise UserError("the training split has too few rows to hold out a validation split")
+    held_out = train.select(np.sort(order[:num_held_out]))
+    rest = train.select(np.sort(order[num_held_out:]))
+    return {**splits, "train": rest, "val": held_out}, f"val is {num_held_out} rows held out of train"
+
+
+def is_first_rank() -> bool:
+    """Whether this process prints and writes."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _print_note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _split_facts(buffer: TokenBuffer) -> str:
     lengths = buffer.lengths
     facts = f"{len(buffer):,} texts, {len(buffer.tokens):,} tokens, median {int(np.median(lengths))}"
-    return f"{facts}, longest {lengths.max()}, {buffer.num_truncated} truncated"
+    shares = f"{buffer.num_truncated} truncated ({buffer.truncated_share:.1%}), {buffer.unknown_share:.1%} unknown"
+    return f"{facts}, longest {lengths.max()}, {shares}"

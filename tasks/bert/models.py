@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     BertConfig,
@@ -57,9 +58,7 @@ def build_model(
     Raises: UserError: the weights cannot be used, or do not fit the tokenizer.
     """
     folder = encoder_folder(model)
-    config = scratch_config(model, tokenizer) if folder is None else _read_config(folder)
-    _adapt(config, model, num_outputs, label_names)
-    _check_vocabulary(config, tokenizer, model)
+    config = network_config(model, tokenizer, num_outputs, label_names)
     if isinstance(model, EncoderConfig) and model.pretrained and folder is not None:
         built = _from_folder(folder, config, model)
     else:
@@ -69,6 +68,38 @@ def build_model(
     if model.gradient_checkpointing:
         built.model.gradient_checkpointing_enable({"use_reentrant": False})
     return built
+
+
+def network_config(
+    model: BertModelConfig, tokenizer: PreTrainedTokenizerBase, num_outputs: int, label_names: list[str] | None
+) -> PreTrainedConfig:
+    """The transformers configuration of a run's network, from which `empty_network` builds it without its weights.
+
+    Args and Raises: see `build_model`.
+    """
+    folder = encoder_folder(model)
+    config = scratch_config(model, tokenizer) if folder is None else _read_config(folder)
+    _adapt(config, model, num_outputs, label_names)
+    _check_vocabulary(config, tokenizer, model)
+    return config
+
+
+def empty_network(config: Mapping[str, Any]) -> PreTrainedModel:
+    """A network by its transformers configuration as in JSON, with random weights and in evaluation mode.
+
+    Raises: UserError: this version of transformers does not know the architecture.
+    """
+    try:
+        loaded = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    except KeyError as error:
+        raise UserError(f"the run's network has an unknown architecture: {error.args[0]}") from error
+    model = AutoModelForSequenceClassification.from_config(loaded, dtype=torch.float32, attn_implementation="sdpa")
+    return model.eval()
+
+
+def takes_types(network: PreTrainedModel, is_pair: bool) -> bool:
+    """Whether a network is given token types. All are 0 without a pair, which is the default of a network."""
+    return is_pair and getattr(network.config, "type_vocab_size", 0) > 1
 
 
 def encoder_folder(model: BertModelConfig) -> Path | None:

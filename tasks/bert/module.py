@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tasks.bert.config import BertModelConfig, BertTaskConfig
 from tasks.bert.data import TextData
 from tasks.bert.flops import EncoderFlops
 from tasks.bert.metrics import ClassMetrics, ScoreMetrics, TextMetrics, named, write_confusion
-from tasks.bert.models import announce, build_model, describe, encoder_layers, freeze
+from tasks.bert.models import announce, build_model, describe, encoder_layers, freeze, takes_types
 from trainer.collectives import all_reduce_sum
 from trainer.config.schema import Config
 from trainer.data.batch import StepBatch
@@ -25,7 +24,7 @@ from trainer.errors import UserError
 from trainer.module import StepSums, SupervisedModule
 from trainer.observe.images import log_image
 
-TOKENIZER_FOLDER, LABELS_FILE, SAMPLES_FOLDER = "tokenizer", "labels.json", "samples"
+SAMPLES_FOLDER = "samples"
 
 
 class BertModule(SupervisedModule):
@@ -44,8 +43,7 @@ class BertModule(SupervisedModule):
         self.model = built.model
         freeze(built.model, self.task.freeze_embeddings, self.task.freeze_layers)
         self.flops = EncoderFlops.of(built.model)
-        # Without a pair all types are 0, which is what a model takes by itself.
-        self.takes_types = len(data.columns) == 2 and getattr(built.model.config, "type_vocab_size", 0) > 1
+        self.takes_types = takes_types(built.model, is_pair=len(data.columns) == 2)
         self.register_buffer("class_weights", class_weights(self.task, data), persistent=False)
         self.weight_scale: Tensor | float = 1.0
         self.metrics = nn.ModuleDict({prefix: self._new_metrics() for prefix in ("val", "test")})
@@ -55,14 +53,10 @@ class BertModule(SupervisedModule):
         return describe(self.built)
 
     def on_fit_start(self) -> None:
-        """Lightning's hook: what a text needs to become input, and an output a label, stays with the run."""
+        """Report the origin of the weights on the terminal and in the log."""
         if self.trainer.is_global_zero:
             assert isinstance(self.config.model, BertModelConfig)
             announce(self.built, self.config.model)
-            run_dir = Path(self.trainer.default_root_dir)
-            self.data.tokenizer.save_pretrained(run_dir / TOKENIZER_FOLDER)
-            labels = {"column": self.data.labels.column, "names": self.data.labels.names}
-            (run_dir / LABELS_FILE).write_text(json.dumps(labels, indent=1), encoding="utf-8")
 
     # ---- the step
 

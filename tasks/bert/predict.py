@@ -1,79 +1,124 @@
-"""The verb predict: a file of texts in, the same rows with label and probabilities out."""
+"""Files of the verb predict: rows of texts in, the same rows with labels and probabilities out."""
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tasks.bert.config import PredictArguments
-from tasks.bert.data import TextData, check_columns
-from tasks.bert.module import BertModule
-from trainer.collectives import all_reduce_sum
-from trainer.config.schema import Config
 from trainer.data.samplers import MicroIndices
-from trainer.data.sources import FORMATS, Source, load_splits, path_problems
-from trainer.data.texts.buffer import EncodedTexts, TokenBuffer, TokenSet
-from trainer.data.texts.tokenization import ROWS_PER_CHUNK, check_texts, encode_texts
-from trainer.errors import ConfigError, Problem, UserError
+from trainer.data.texts.config import COMPRESSIONS, ENDINGS, CsvFormat, file_kind, file_problems
+from trainer.data.texts.files import read_rows
+from trainer.data.texts.place import row_name
+from trainer.data.texts.tables import TextColumns, text_problem
+from trainer.errors import ConfigError, Problem, UserError, nearest
 
-if TYPE_CHECKING:
-    import datasets
+INPUT_KINDS = tuple(ENDINGS)
+OUTPUT_ENDINGS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+NUM_NAMED_ROWS = 5
 
-DIGITS = 6  # of probabilities and scores; below that, float32 sums depend on how many threads made them
 
+@dataclass(frozen=True)
+class InputRows:
+    """Rows of the input that are written, in its order.
 
-def predict(config: Config, module: BertModule, data: TextData, arguments: PredictArguments, run_dir: Path) -> None:
-    """See TaskSpec.predict. Every rank computes its batches; rank 0 writes all rows, in the order of the input.
-
-    Raises: UserError: the input cannot be read, lacks a column or holds an empty text.
+    columns: of the input. texts: of each row, one or two; None for a row without a prediction. bad_rows: what is wrong
+    with those rows and with the rows that were left out, as in messages.
     """
-    output = output_path(arguments, run_dir)
-    rows = load_splits(Source(None, None, arguments.input))["train"]
-    check_columns(rows, "input", dict(zip(("data.text", "data.text_pair"), data.columns, strict=False)))
-    outputs = compute_outputs(config, module, token_set(rows, data))
-    if is_first_rank():
-        write_rows(rows, result_columns(outputs, data.labels.names), output)
-        print(f"{len(rows):,} rows -> {output}", file=sys.stderr)
+
+    columns: list[str]
+    rows: list[Mapping[str, Any]]
+    texts: list[list[str] | None]
+    bad_rows: list[str]
 
 
-def output_path(arguments: PredictArguments, run_dir: Path) -> Path:
-    """Where the result goes. Raises: ConfigError: input or output is no file of a format that is read and written."""
-    problems = path_problems(arguments.input, "input")
-    if not problems and not Path(arguments.input).expanduser().is_file():
-        problems = [Problem("input", arguments.input, "is a directory; a file is needed")]
-    default = run_dir / f"predictions{Path(arguments.input).suffix}"
-    output = Path(arguments.output).expanduser() if arguments.output else default
-    if output.suffix.lower() not in FORMATS:
-        problems.append(Problem("output", output, f"no format to write; possible: {', '.join(sorted(FORMATS))}"))
-    elif not output.parent.is_dir():
-        problems.append(Problem("output", output, f"no such directory: {output.parent}"))
+def csv_format_of(arguments: PredictArguments, trained: CsvFormat) -> CsvFormat:
+    """How the input is written: as the training data, unless the arguments say otherwise."""
+    return CsvFormat(
+        delimiter=arguments.delimiter or trained.delimiter,
+        header=trained.header if arguments.header is None else arguments.header,
+        quoting=arguments.quoting or trained.quoting,
+        encoding=arguments.encoding or trained.encoding,
+    )
+
+
+def output_path(arguments: PredictArguments, run_dir: Path, csv_format: CsvFormat) -> Path:
+    """Where the result is written. Raises: ConfigError: input or output is no file that can be read or written."""
+    source = Path(arguments.input).expanduser()
+    problems = [*file_problems("input", arguments.input, INPUT_KINDS), *csv_format.problems("")]
+    output = Path(arguments.output).expanduser() if arguments.output else run_dir / f"predictions{_ending(source)}"
+    if output.suffix.lower() not in OUTPUT_ENDINGS:
+        advice = f"no format that is written; possible: {', '.join(OUTPUT_ENDINGS)}"
+        problems.append(Problem("output", output, advice))
+    elif output.is_dir() or not output.parent.is_dir():
+        advice = "is a directory" if output.is_dir() else f"no such directory: {output.parent}"
+        problems.append(Problem("output", output, advice))
+    elif output.exists() and source.exists() and output.samefile(source):
+        problems.append(Problem("output", output, "is the input; name another file with output=FILE"))
     if problems:
         raise ConfigError(problems)
     return output
 
 
-def token_set(rows: datasets.Dataset, data: TextData) -> TokenSet:
-    """The input's texts as tokens in memory: a file is predicted once, so nothing goes into the cache."""
-    chunks: list[EncodedTexts] = []
-    for first in range(0, len(rows), ROWS_PER_CHUNK):
-        part = rows[first : first + ROWS_PER_CHUNK]
-        texts = [part[column] for column in data.columns]
-        for column, values in zip(data.columns, texts, strict=True):
-            check_texts(values, column, "input", first)
-        pairs = texts[1] if len(texts) > 1 else None
-        chunks.append(encode_texts(texts[0], pairs, data.tokenizer, data.data.max_length))
-    return data.token_set(TokenBuffer.from_chunks(chunks), np.zeros(len(rows), dtype=np.int64))
+def _ending(source: Path) -> str:
+    return Path(source.stem).suffix if source.suffix.lower() in COMPRESSIONS else source.suffix
+
+
+def read_input(
+    arguments: PredictArguments, csv_format: CsvFormat, columns: TextColumns, results: Sequence[str]
+) -> InputRows:
+    """Read the input. Args: columns: of the run's training data. results: columns that predict adds.
+
+    Raises: UserError: the file cannot be read, a column is missing or in the way, or, with on_bad_row=error, a row has
+    no text.
+    """
+    path = Path(arguments.input).expanduser()
+    wanted = TextColumns(columns.text, columns.text_pair, None)
+    found = read_rows(path, "input", csv_format, wanted.named)
+    for column in wanted.named:
+        if found.columns and column not in found.columns:
+            raise UserError(f"input={path}: no column {column}; {nearest(column, found.columns)}")
+    read = InputRows(list(found.columns), [], [], [])
+    for row in found.rows:
+        clash = next((name for name in results if name in row.values), None)
+        if clash is not None:
+            raise UserError(f"input={path}: has a column {clash}, which predict writes", "rename or remove it")
+        texts = wanted.texts(row.values)
+        problem = next((problem for text in texts if (problem := text_problem(text))), None)
+        if problem is not None:
+            if arguments.on_bad_row == "error":
+                remedy = "on_bad_row=skip leaves such rows out, on_bad_row=null writes them without a prediction"
+                raise UserError(f"{row_name(f'input={path}', row.number, row.line)}: {problem}", remedy)
+            read.bad_rows.append(f"{row_name('', row.number, row.line).removeprefix(': ')}: {problem}")
+            if arguments.on_bad_row == "skip":
+                continue
+        read.rows.append(row.values)
+        read.texts.append(texts if problem is None else None)
+    return read
+
+
+def report(read: InputRows, arguments: PredictArguments, output: Path) -> None:
+    """Print on stderr what was written, and which rows have no prediction."""
+    if read.bad_rows:
+        action = "left out" if arguments.on_bad_row == "skip" else "without a prediction"
+        named = "; ".join(read.bad_rows[:NUM_NAMED_ROWS])
+        more = len(read.bad_rows) - NUM_NAMED_ROWS
+        count = "1 row" if len(read.bad_rows) == 1 else f"{len(read.bad_rows):,} rows"
+        print(f"note: {count} {action}: {named}{f'; and {more:,} more' if more > 0 else ''}", file=sys.stderr)
+    count = "1 row" if len(read.rows) == 1 else f"{len(read.rows):,} rows"
+    print(f"{count} -> {output}", file=sys.stderr)
 
 
 def predict_batches(lengths: np.ndarray, batch_size: int, rank: int, world_size: int) -> list[MicroIndices]:
-    """One rank's batches: texts of like length together, dealt to the ranks in turn, equally many on each.
+    """One rank's batches: texts of similar length together, dealt to the ranks in turn, equally many on each.
 
     A batch holds the same texts on any number of ranks, so their results do not depend on it either.
     """
@@ -84,63 +129,77 @@ def predict_batches(lengths: np.ndarray, batch_size: int, rank: int, world_size:
     return mine + [MicroIndices(order[:1], 0)] * (num_batches - len(mine))
 
 
-def compute_outputs(config: Config, module: BertModule, texts: TokenSet) -> np.ndarray:
-    """Probabilities (N, C) of classes, or scores (N, 1), of all texts on every rank, float64."""
-    is_distributed = torch.distributed.is_initialized()
-    rank = torch.distributed.get_rank() if is_distributed else 0
-    world_size = torch.distributed.get_world_size() if is_distributed else 1
-    device = next(module.parameters()).device
-    # Each row is filled by one rank and is 0 on the others, so the sum over ranks is the row itself.
-    outputs = torch.zeros(len(texts), module.num_outputs, device=device, dtype=torch.float64)
-    batches = predict_batches(texts.buffer.lengths, config.batch.eval_size, rank, world_size)
-    with torch.inference_mode(), precision_context(config, device):
-        for micro in batches:
-            batch = texts.gather(micro.indices, micro.num_valid, 0).to(device)
-            logits = module.outputs(module.model, batch)
-            outputs[batch.indices[: micro.num_valid]] = probabilities(logits, module).to(torch.float64)
-    return all_reduce_sum(outputs).cpu().numpy().round(DIGITS)
+def result_names(label_names: Sequence[str] | None) -> list[str]:
+    """Columns that predict adds: a score; or the label, its probability, and one probability for each class."""
+    if label_names is None:
+        return ["predicted_score"]
+    return ["predicted_label", "probability", *(f"probability_{name}" for name in label_names)]
 
 
-def probabilities(logits: Tensor, module: BertModule) -> Tensor:
-    """Softmax over classes; scores as they are. logits (B, C)."""
-    return logits if module.task.kind == "regression" else logits.softmax(dim=-1)
-
-
-def precision_context(config: Config, device: torch.device) -> AbstractContextManager[object]:
-    """The arithmetic that the run was trained and evaluated in."""
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.trainer.precision)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-
-def result_columns(outputs: np.ndarray, names: list[str] | None) -> Mapping[str, list[object]]:
-    """Columns to add: a score; or the label, its probability, and one probability a class."""
-    if names is None:
-        return {"predicted_score": outputs[:, 0].tolist()}
-    best = outputs.argmax(axis=1)
-    columns: dict[str, list[object]] = {"predicted_label": [names[number] for number in best]}
-    columns["probability"] = outputs.max(axis=1).tolist()
-    return columns | {f"probability_{name}": outputs[:, number].tolist() for number, name in enumerate(names)}
-
-
-def write_rows(rows: datasets.Dataset, columns: Mapping[str, list[object]], path: Path) -> None:
-    """Rows with more columns, in the format of the path's ending. Raises: UserError: it cannot be written."""
-    clash = [name for name in columns if name in rows.column_names]
-    if clash:
-        raise UserError(f"input has a column {clash[0]}, which predict writes", "rename it")
-    frame = rows.to_pandas()
-    frame = frame.assign(**columns)  # pyright: ignore[reportAttributeAccessIssue]
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            frame.to_parquet(path, index=False)
-        elif suffix in (".json", ".jsonl"):
-            frame.to_json(path, orient="records", lines=True, force_ascii=False)
+def result_rows(
+    outputs: np.ndarray, texts: Sequence[list[str] | None], label_names: Sequence[str] | None
+) -> Iterator[list[Any]]:
+    """Values of these columns, for each row. Args: outputs (N, C), of the rows that have texts, in their order."""
+    names, values = result_names(label_names), iter(outputs)
+    for row_texts in texts:
+        if row_texts is None:
+            yield [None] * len(names)
+            continue
+        row = next(values)
+        if label_names is None:
+            yield [float(row[0])]
         else:
-            frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+            yield [label_names[int(row.argmax())], float(row.max()), *row.tolist()]
+
+
+def write_rows(read: InputRows, names: Sequence[str], results: Iterator[list[Any]], output: Path, source: Path) -> None:
+    """Write the rows with their results, in the format of the output's ending, or leave an existing file as it is.
+
+    Raises: UserError: the file cannot be written.
+    """
+    staged = output.with_name(f".{output.name}.{os.getpid()}")
+    rows = [{**row, **dict(zip(names, values, strict=True))} for row, values in zip(read.rows, results, strict=True)]
+    try:
+        if output.suffix.lower() == ".parquet":
+            _write_parquet(rows, read.columns, names, staged, source)
+        elif output.suffix.lower() in (".json", ".jsonl"):
+            _write_json(rows, staged, is_array=output.suffix.lower() == ".json")
+        else:
+            _write_csv(rows, [*read.columns, *names], staged, "\t" if output.suffix.lower() == ".tsv" else ",")
+        staged.replace(output)
     except OSError as error:
-        raise UserError(f"output={path}: cannot be written: {error}") from error
+        raise UserError(f"output={output}: cannot be written: {error}") from error
+    finally:
+        staged.unlink(missing_ok=True)
 
 
-def is_first_rank() -> bool:
-    """Whether this process writes."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+def _write_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path, delimiter: str) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([row.get(column) for column in columns] for row in rows)
+
+
+def _write_json(rows: Sequence[Mapping[str, Any]], path: Path, is_array: bool) -> None:
+    lines = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
+    with path.open("w", encoding="utf-8") as file:
+        if is_array:
+            file.write("[\n" + ",\n".join(lines) + "\n]\n")
+        else:
+            file.writelines(f"{line}\n" for line in lines)
+
+
+def _write_parquet(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], names: Sequence[str], path: Path, source: Path
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    # The types of a Parquet input are kept; of a text file they are what its values are.
+    schema = parquet.read_schema(source) if file_kind(source) == "parquet" else None
+    types = [None if schema is None else schema.field(column).type for column in columns]
+    arrays = {c: pa.array([row.get(c) for row in rows], t) for c, t in zip(columns, types, strict=True)}
+    try:
+        parquet.write_table(pa.table(arrays | {name: pa.array([row[name] for row in rows]) for name in names}), path)
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from error

@@ -1,9 +1,11 @@
-"""The tokenizer of a run: the encoder's own, or a WordPiece vocabulary learnt from the training split."""
+"""The tokenizer of a run: the encoder's own, or a WordPiece vocabulary learned from the training split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
@@ -13,13 +15,14 @@ from trainer.data.cache import build_once, cache_key
 from trainer.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-FORMAT = 1  # of a learnt vocabulary; part of its key
+INNER = "##"  # WordPiece's mark of a piece that does not begin a word
+FORMAT = 2  # of a learned vocabulary; part of its key
 
 
 def build_tokenizer(model: BertModelConfig, texts: Iterable[str], fingerprint: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 
-    Args: texts: of the training split, read only where a vocabulary has to be learnt. fingerprint: of those texts.
+    Args: texts: of the training split, read only where a vocabulary has to be learned. fingerprint: of those texts.
     Raises: UserError: the model's tokenizer cannot be used.
     """
     if isinstance(model, ScratchConfig):
@@ -45,22 +48,47 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> dict[str, int]:
-    """WordPiece vocabulary of lower-cased texts; the same texts always give the same one."""
+    """WordPiece vocabulary of lower-cased texts, of at most vocab_size pieces; it does not depend on their order.
+
+    tokenizers' trainer takes each character both as a beginning and as an inner piece, whatever vocab_size is. Chinese
+    has thousands, each a word of its own, so the vocabulary became too large and half of it was never used. Here
+    pieces that no text can produce are left out, and the rarest characters where there is no room for all.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     texts = list(texts)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    normalizer = tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # The trainer numbers characters in the order of a hash table, which differs from process to process and decides
-    # ties between merges; characters that it is given beforehand keep their numbers.
-    characters = sorted(set(normalizer.normalize_str(" ".join(texts))) - {" "})
-    known = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
+    counts = _count_characters(texts, tokenizer)
+    characters = sorted({piece.removeprefix(INNER) for piece in counts})
+    # The trainer numbers characters in the order of a hash table, which differs between processes and decides ties
+    # between merges; characters that it is given as special tokens keep their numbers.
+    known = [*SPECIAL_TOKENS, *characters, *(INNER + character for character in characters)]
+    num_unreachable = 2 * len(characters) - len(counts)
     trainer = trainers.WordPieceTrainer(
-        vocab_size=max(vocab_size, len(known)), special_tokens=known, show_progress=False, min_frequency=2
+        vocab_size=max(vocab_size + num_unreachable, len(known)),
+        special_tokens=known,
+        show_progress=False,
+        min_frequency=2,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.get_vocab()
+    learned = tokenizer.get_vocab()
+    room = vocab_size - len(SPECIAL_TOKENS)
+    frequent = sorted(counts, key=lambda piece: (-counts[piece], piece))[:room]
+    merges = sorted(learned.keys() - set(known), key=learned.__getitem__)
+    pieces = [*SPECIAL_TOKENS, *sorted(frequent), *merges][:vocab_size]
+    return {piece: number for number, piece in enumerate(pieces)}
+
+
+def _count_characters(texts: Sequence[str], tokenizer: Any) -> Counter[str]:
+    """How often each character begins a word, or is inside of one with INNER before it."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            counts[word[0]] += 1
+            counts.update(INNER + character for character in word[1:])
+    return counts
 
 
 def _learn(texts: Iterable[str], model: ScratchConfig, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Where data sets come from: the hub by id, or a local directory or file laid out as on the hub.
 
-`datasets` does the reading; it is imported only when a set is asked for. What it does not do is said here: which of a
-set's splits are train, val and test, folders of images whose file names look like splits, and errors for people.
+`datasets` does the reading; it is imported only when a set is asked for. Added here is what it lacks: which of a set's
+splits are train, val and test, folders of images whose file names look like splits, and errors of one to three lines.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.cache import cache_root
 from trainer.errors import Problem, UserError
 from trainer.network import route_problem
 
@@ -41,23 +42,24 @@ class Source:
     """One data set.
 
     hub_id: owner/name on the hub. subset: its configuration, or the folder of that name below `path`. path: a local
-    directory or file, which is taken instead of the hub where it is given.
+    directory or file, which replaces the hub where it is given. key: of the configuration that names the path.
     """
 
     hub_id: str | None
     subset: str | None
     path: str | None
+    key: str = "data.path"
 
     def __str__(self) -> str:
         if self.path:
-            return f"data.path={self.path}"
+            return f"{self.key}={self.path}"
         return f"hub id {self.hub_id}" + (f" ({self.subset})" if self.subset else "")
 
 
 def load_splits(source: Source) -> dict[str, datasets.Dataset]:
-    """All splits of a set under the names train, val and test; there is always a train.
+    """All splits of a set under the names train, val and test; train is always among them.
 
-    Raises: UserError: nothing is there, it cannot be read, or the hub cannot be reached.
+    Raises: UserError: there is no such set, it cannot be read, or the hub cannot be reached.
     """
     found = _load_local(source) if source.path else _load_hub(source)
     splits = {SPLITS[name]: split for name, split in found.items() if name in SPLITS}
@@ -72,12 +74,12 @@ def load_splits(source: Source) -> dict[str, datasets.Dataset]:
 
 
 def split_fingerprint(dataset: datasets.Dataset) -> str:
-    """Hash of where a split's rows come from and what was done to them; changes when a source file changes."""
+    """Key of a split's rows for caches: it changes with the source files and with what was done to the rows."""
     return dataset._fingerprint
 
 
 def path_problems(path: str | None, key: str = "data.path") -> list[Problem]:
-    """What is wrong with a local path before anything is read: it is missing or an empty directory."""
+    """What is wrong with a local path before it is read: it is missing, an empty directory, or of no known format."""
     if path is None:
         return []
     place = Path(path).expanduser()
@@ -97,7 +99,7 @@ def _nearest_parent(place: Path) -> str:
 
 
 def _load_local(source: Source) -> dict[str, datasets.Dataset]:
-    problems = path_problems(source.path)
+    problems = path_problems(source.path, source.key)
     if problems:
         raise UserError(*(str(problem) for problem in problems))
     place = Path(source.path or "").expanduser().resolve()
@@ -134,17 +136,18 @@ def _load_hub(source: Source) -> dict[str, datasets.Dataset]:
 
 
 def _load(source: Source, **arguments: Any) -> dict[str, datasets.Dataset]:
-    """datasets.load_dataset with its errors told as the user's."""
+    """datasets.load_dataset with its errors as user errors."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
+    cache = str(cache_root() / "datasets")
     try:
         with _quiet(bars=not source.path and os.environ.get("LOCAL_RANK", "0") == "0"):
-            return dict(datasets.load_dataset(**arguments))  # pyright: ignore[reportReturnType]
+            return dict(datasets.load_dataset(**arguments, cache_dir=cache))  # pyright: ignore[reportReturnType]
     except ConnectionError as error:
         raise UserError(
             f"{source}: the hub cannot be reached (offline), and the set is not in its local cache",
-            "take a local copy with data.path=DIRECTORY",
+            "use a local copy with data.path=DIRECTORY",
             EXPECTED,
         ) from error
     except DatasetNotFoundError as error:
@@ -154,7 +157,7 @@ def _load(source: Source, **arguments: Any) -> dict[str, datasets.Dataset]:
 
 
 def _sentence(error: BaseException) -> str:
-    """The error that started it all, on one line."""
+    """The first error of a chain, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     words = " ".join(str(error).split()) or type(error).__name__
@@ -163,7 +166,7 @@ def _sentence(error: BaseException) -> str:
 
 @contextmanager
 def _quiet(bars: bool) -> Iterator[None]:
-    """No log lines beside the error that is told, and no bars where nobody waits for a download."""
+    """No log lines beside the error that is printed, and no progress bars without a download."""
     import datasets
 
     before = datasets.logging.get_verbosity()
@@ -179,7 +182,7 @@ def _quiet(bars: bool) -> Iterator[None]:
 
 @contextmanager
 def _offline_without_route() -> Iterator[None]:
-    """Without a route to the hub look only into its local cache: the library would retry for 23 s first."""
+    """Without a route to the hub use only its local cache; the library would retry for 23 s first."""
     from datasets import config
     from huggingface_hub import constants
 

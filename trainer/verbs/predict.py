@@ -1,4 +1,4 @@
-"""The verb predict: apply a run to new input, as its task defines it."""
+"""The verb predict: apply a run's model to new input."""
 
 from __future__ import annotations
 
@@ -22,27 +22,40 @@ def predict(words: Sequence[str]) -> int:
 
 
 def predict_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:
-    """The task's own prediction, with its own arguments."""
+    """Load the model and let it predict. Nothing of the training data is read."""
+    import torch
+
     from trainer.engine.build import rank_device
 
     task = prepared.task
-    parsed = parse_arguments(task, [word for word in arguments if "." not in word.partition("=")[0]])
-    task.load_inference(prepared.config, run_dir, rank_device(prepared.world)).predict(parsed, run_dir)
+    parsed = parse_arguments(task, arguments)
+    device = rank_device(prepared.world)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(prepared.config.performance.float32_matmul_precision)
+    task.load_inference(prepared.config, run_dir, device).predict(parsed, run_dir)
 
 
 def parse_arguments(task: TaskSpec, words: Sequence[str]) -> Any:
     """key=value words as the task's predict_arguments. Raises: ConfigError: a wrong key or value."""
     if task.predict_arguments is None:
         raise UserError(f"task={task.name} has no predict")
-    values = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words)}
+    values = {key: _value(value) for key, _, value in (word.partition("=") for word in words)}
     fields = list(getattr(task.predict_arguments, "__dataclass_fields__", {}))
     problems = [Problem(key, values[key], nearest(key, fields)) for key in values if key not in fields]
     if problems:
         raise ConfigError(problems)
     try:
-        return TypeAdapter(task.predict_arguments).validate_json(json.dumps(values))
+        return TypeAdapter(task.predict_arguments).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise ConfigError(
             [Problem(str(d["loc"][0]), values.get(str(d["loc"][0])), d["msg"]) for d in details]
         ) from error
+
+
+def _value(text: str) -> Any:
+    """A value as YAML, or as it is where it is none, such as a comma."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

@@ -10,7 +10,7 @@ from pathlib import Path
 from trainer.config.compose import compose_data
 from trainer.config.schema import Config
 from trainer.config.validation import validate
-from trainer.errors import EXIT_BUG, EXIT_DONE, UserError, nearest
+from trainer.errors import EXIT_BUG, EXIT_DONE, ConfigError, UserError, nearest
 from trainer.launch.agent import RankFailure, start_ranks
 from trainer.launch.discover import plan_world
 from trainer.launch.process_group import process_group
@@ -23,12 +23,15 @@ RankFunction = Callable[[PreparedRun, Path, Sequence[str]], None]
 
 # Keys that say where and how fast a trained model is applied.
 PLACE_KEYS = (
-    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.precision", "trainer.deterministic",
-    "trainer.benchmark", "batch.eval_size", "model.path", "data.*", "launch.*", "performance.*",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "batch.eval_size", "launch.*", "performance.*",
+)  # fmt: skip
+EVALUATION_KEYS = (
+    "trainer.precision", "trainer.deterministic", "trainer.benchmark", "trainer.limit_val_batches",
+    "trainer.limit_test_batches", "model.path", "data.*",
 )  # fmt: skip
 # A trailing * stands for all keys below a node. Any other key would be without effect and is refused.
 ACCEPTED_KEYS: Mapping[str, Sequence[str]] = {
-    "eval": (*PLACE_KEYS, "trainer.limit_val_batches", "trainer.limit_test_batches"),
+    "eval": (*PLACE_KEYS, *EVALUATION_KEYS),
     "predict": PLACE_KEYS,
     "fit": (),  # a rank that fit has started: everything is in config.yaml
 }
@@ -92,6 +95,8 @@ def prepare_stored(verb: str, run_dir: Path, arguments: Sequence[str]) -> Prepar
     world = plan_world(stored.config.trainer, stored.config.launch)
     if verb != "predict":  # which needs neither the training data nor a batch that the ranks divide
         validate(stored.config, stored.task, world, trains=verb == "fit")
+    if words.data and (problems := stored.task.validate(stored.config)):
+        raise ConfigError(problems)
     return PreparedRun(stored.config, stored.mapping, stored.task, world)
 
 

@@ -97,7 +97,7 @@ def test_curve_and_model_are_those_of_a_plain_loop(fit, encoder, texts):
     model.load_state_dict(weights)
     with torch.no_grad():
         logits = model(**inputs).logits
-    names = json.loads((run_dir / "labels.json").read_text())["names"]
+    names = json.loads((run_dir / "inputs.json").read_text())["label_names"]
     by_hand = [names[number] for number in logits.argmax(1)]
     final = {key: value for line in lines for key, value in line.items()}
     assert final["test/accuracy"] == pytest.approx(np.mean(frame.label == by_hand))
@@ -132,7 +132,7 @@ def check_facts(run_dir, encoder):
     model = record["model"]
     assert model["newly_initialised"] == ["classifier.bias", "classifier.weight"]
     assert len(model["weights_sha256"]) == 64
-    assert "0 truncated" in record["data"]["train"]
+    assert ", 0 truncated" in record["data"]["train"]
 
 
 def test_one_rank_and_two_give_the_same_curve(fit):

@@ -1,1 +1,1 @@
-"""Texts: tokenized once, kept in one flat buffer, drawn in batches of like length."""
+"""Texts: read, tokenized once into a flat buffer, and batched by length."""

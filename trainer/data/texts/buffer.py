@@ -1,7 +1,6 @@
-"""Texts as one flat buffer of tokens on disk: written once, mapped into memory, batches gathered in one vectorised go.
+"""Texts as one flat buffer of tokens on disk: written once, mapped into memory, gathered by vectorised indexing.
 
-A row-wise store decodes every row of every batch of every epoch; here a sample is a slice between two offsets, and a
-batch is one fancy index.
+A row-wise store decodes every row of every batch in every epoch. Here a sample is a slice between two offsets.
 """
 
 from __future__ import annotations
@@ -25,29 +24,43 @@ TOKENS, OFFSETS, PAIR_STARTS, FACTS = "tokens.bin", "offsets.npy", "pair_starts.
 class EncodedTexts:
     """Some texts as token ids.
 
-    ids: one list a text, special tokens included. pair_starts: position of each second sentence's first token, the
-    length of the text where there is none. num_truncated: texts that were cut to the longest length allowed.
+    ids: one list for each text, special tokens included. pair_starts: position of each second sentence's first token;
+    the length of the text where there is none. num_truncated: texts that were cut to the longest length allowed.
+    num_unknown: tokens that stand for what the vocabulary does not have.
     """
 
     ids: list[list[int]]
     pair_starts: list[int]
     num_truncated: int
+    num_unknown: int = 0
 
 
 @dataclass(frozen=True)
 class TokenBuffer:
     """N texts of T tokens together.
 
-    tokens (T,) uint16 or int32, mapped from disk; offsets (N+1,) int64; pair_starts (N,) int32, see EncodedTexts.
+    tokens (T,) uint16 or int32, mapped from disk; offsets (N+1,) int64; pair_starts (N,) int32 and the counts: see
+    EncodedTexts.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     pair_starts: np.ndarray
     num_truncated: int
+    num_unknown: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of texts that were cut."""
+        return self.num_truncated / len(self)
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of tokens that the vocabulary does not have."""
+        return self.num_unknown / max(1, len(self.tokens))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -59,32 +72,35 @@ class TokenBuffer:
         """Map what `write_tokens` wrote."""
         facts = json.loads((folder / FACTS).read_text())
         tokens = np.memmap(folder / TOKENS, dtype=facts["dtype"], mode="r")
-        return cls(tokens, np.load(folder / OFFSETS), np.load(folder / PAIR_STARTS), facts["num_truncated"])
+        counts = facts["num_truncated"], facts["num_unknown"]
+        return cls(tokens, np.load(folder / OFFSETS), np.load(folder / PAIR_STARTS), *counts)
 
     @classmethod
     def from_chunks(cls, chunks: Sequence[EncodedTexts]) -> TokenBuffer:
-        """The same in memory, for texts that are read once."""
+        """A buffer in memory, for texts that are read once."""
         texts = [ids for chunk in chunks for ids in chunk.ids]
         tokens = np.fromiter(chain.from_iterable(texts), dtype=np.int32)
         starts = np.fromiter(chain.from_iterable(chunk.pair_starts for chunk in chunks), dtype=np.int32)
-        return cls(tokens, _offsets(map(len, texts)), starts, sum(chunk.num_truncated for chunk in chunks))
+        num_truncated, num_unknown = (sum(c.num_truncated for c in chunks), sum(c.num_unknown for c in chunks))
+        return cls(tokens, _offsets(map(len, texts)), starts, num_truncated, num_unknown)
 
 
 def write_tokens(folder: Path, chunks: Iterable[EncodedTexts], vocab_size: int) -> None:
-    """Write chunks of texts as one buffer into an existing folder, holding one chunk in memory at a time."""
+    """Write chunks of texts as one buffer into an existing folder, with one chunk in memory at a time."""
     dtype = np.dtype(np.uint16 if vocab_size <= np.iinfo(np.uint16).max + 1 else np.int32)
     lengths: list[int] = []
     pair_starts: list[int] = []
-    num_truncated = 0
+    num_truncated = num_unknown = 0
     with (folder / TOKENS).open("wb") as file:
         for chunk in chunks:
             file.write(np.fromiter(chain.from_iterable(chunk.ids), dtype=dtype).tobytes())
             lengths += [len(ids) for ids in chunk.ids]
             pair_starts += chunk.pair_starts
             num_truncated += chunk.num_truncated
+            num_unknown += chunk.num_unknown
     np.save(folder / OFFSETS, _offsets(lengths))
     np.save(folder / PAIR_STARTS, np.asarray(pair_starts, dtype=np.int32))
-    facts = {"dtype": dtype.name, "num_texts": len(lengths), "num_tokens": sum(lengths), "num_truncated": num_truncated}
+    facts = {"dtype": dtype.name, "num_truncated": num_truncated, "num_unknown": num_unknown}
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
 
 
@@ -107,7 +123,7 @@ class TokenBatch(MicroBatch):
     is_full: bool
 
     def attention_mask(self) -> Tensor | None:
-        """(B, W) int64, 1 at real tokens; None where all are, which lets attention take its fastest kernel."""
+        """(B, W) int64, 1 at real tokens; None without padding, which lets attention use its fastest kernel."""
         return None if self.is_full else (self._columns() < self.lengths[:, None]).long()
 
     def token_type_ids(self) -> Tensor:
@@ -123,7 +139,7 @@ class TokenSet:
     """A `Gatherable` of labelled texts.
 
     labels (N,) int64 classes or float32 scores. A batch is as wide as its longest text, rounded up to a multiple of
-    pad_to_multiple_of but never above max_length, or always `width` where that is given.
+    pad_to_multiple_of but never above max_length; or `width` tokens where that is given.
     """
 
     buffer: TokenBuffer
@@ -143,7 +159,7 @@ class TokenSet:
         width = self._width(int(lengths.max()))
         columns = np.arange(width)
         real = columns < lengths[:, None]
-        # Positions past a text read its neighbour, or the buffer's last token, and are replaced by padding.
+        # Positions beyond a text read the next text, or the buffer's last token, and are replaced by padding.
         taken = self.buffer.tokens.take(starts[:, None] + columns, mode="clip")
         input_ids = np.where(real, taken, self.pad_id).astype(np.int64)
         return TokenBatch(

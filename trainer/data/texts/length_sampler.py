@@ -1,4 +1,4 @@
-"""Global batches of like length: what padding costs goes away, and the order stays random and independent of ranks."""
+"""Global batches of similar length: little padding, in an order that is random and independent of ranks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LengthGroupedSampler:
-    """A `StepSampler` whose global batches hold samples of like length.
+    """A `StepSampler` whose global batches contain samples of similar length.
 
     Each epoch shuffles the whole set, cuts it into pools of `pool_batches` global batches, sorts each pool by length,
-    cuts it into global batches and shuffles those. A pool is at most half the set, so that even in a small set the
-    neighbours of a sample change from epoch to epoch. Within a global batch the order is random, so every rank's
-    part, and every micro-batch, is alike in length.
+    cuts it into global batches and shuffles those. A pool is at most half the set, so that the neighbours of a sample
+    change between epochs in small sets too. Within a global batch the order is random, so the shares of ranks and the
+    micro-batches have similar lengths.
 
     lengths: (N,) int64, tokens of each sample. pool_batches: 1 gives plain shuffled batches.
     """

@@ -13,7 +13,7 @@ from trainer.config.schema import Config, LaunchConfig
 from trainer.errors import UserError
 from trainer.launch.discover import node_range, rendezvous_endpoint
 from trainer.launch.network import interface_address, interface_of, listen, resolve, source_address
-from trainer.observe.wandb import ROUTE_TIMEOUT_S
+from trainer.network import ROUTE_TIMEOUT_S
 from trainer.verbs.doctor.report import Finding, from_error
 from trainer.verbs.fit import submits
 from trainer.world import World
