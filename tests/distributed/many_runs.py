@@ -1,7 +1,7 @@
-"""A rank that does many command lines, one after the other, under torchrun: `many_runs.py LINES.json`.
+"""A rank that runs many command lines, one after the other, under torchrun: `many_runs.py LINES.json`.
 
 Starting an interpreter and importing DeepSpeed takes longer than the runs themselves. LINES.json is a list of
-{"directory": ..., "words": [...]}; exit codes and what ranks measured go to LINES.json.RANK.
+{"directory": ..., "words": [...]}; exit codes and measurements go to LINES.json.RANK.
 """
 
 import json
@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from trainer import engine
 from trainer.cli import main
+from trainer.engine import train as engine
 
 optimizer_bytes = 0
 
 
 def measuring_finish(config: Any, trainer: Any, *rest: Any) -> Any:
-    """engine.finish, which is where a run's optimizers are last seen."""
+    """Measure the optimizers, then do what the engine does after training."""
     global optimizer_bytes
     entries = [value for o in trainer.strategy.optimizers for state in o.state.values() for value in state.values()]
     tensors = [entry.to_local() if isinstance(entry, DTensor) else entry for entry in entries]
@@ -33,7 +33,8 @@ finish = engine.finish
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    # One group for all lines: DeepSpeed keeps the first one it sees.
+    # One group for all runs: DeepSpeed keeps the first one it sees.
+    dist.init_process_group = lambda *arguments, **options: None
     dist.destroy_process_group = lambda group=None: None
     engine.finish = measuring_finish
     lines = Path(sys.argv[1])

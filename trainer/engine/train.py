@@ -80,6 +80,8 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint / STATE_FILE) if checkpoint else None)
         training_s = time.perf_counter() - start
         metrics.log_window(trainer)
+        # Lightning counts an epoch that max_steps has cut short as completed, but not where nothing is left to train.
+        trainer.fit_loop.epoch_progress.current.completed = metrics.epoch
         model_file = finish(config, trainer, module, data, run_dir, saving.best_step)
     except StopRequested:
         _finish_loggers(loggers, 1, None)

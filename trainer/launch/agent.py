@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.identity import identity_hash
 from trainer.config.nodes import node_range
 from trainer.config.schema import Config, LaunchConfig
-from trainer.errors import EXIT_USER, UserError
+from trainer.errors import EXIT_STOPPED, EXIT_USER, UserError
 from trainer.faults.signals import STOP_FILE_VARIABLE, STOP_SIGNALS
 from trainer.launch.discover import rendezvous_endpoint
 from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND, NODES_BACKEND
@@ -107,10 +107,12 @@ def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> N
         failures.setLevel(logging.ERROR)
         failures.propagate = False
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
-    with _forwarding_signals():
+    with _forwarding_signals() as received:
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
+            if _stopped(error, received):
+                raise SystemExit(EXIT_STOPPED) from None
             raise _first_cause(error, run_dir) from None
         except RendezvousError as error:
             raise RankFailure(f"the nodes did not meet at {config.rdzv_endpoint}: {error}") from error
@@ -158,18 +160,31 @@ def _first_cause(error: ChildFailedError, run_dir: Path | None) -> Exception:
     return RankFailure(f"rank {rank} exited with code {failure.exitcode}.{where}")
 
 
+def _stopped(error: ChildFailedError, received: Sequence[int]) -> bool:
+    """Whether the ranks ended because of the signals received: before training, or by a second Ctrl-C."""
+    codes = {failure.exitcode for failure in error.failures.values()}
+    return signal.SIGINT in received[1:] or (bool(received) and bool(codes & {EXIT_STOPPED, -signal.SIGTERM}))
+
+
 @contextmanager
-def _forwarding_signals() -> Iterator[None]:
-    """Forward stop signals to the ranks as SIGTERM: elastic's own handler would end them before they can save."""
+def _forwarding_signals() -> Iterator[list[int]]:
+    """Forward stop signals to the ranks as SIGTERM: elastic's own handler would end them before they can save.
+
+    A second Ctrl-C kills them. Yields: the signals received so far.
+    """
     import psutil
 
+    received: list[int] = []
+
     def forward(number: int, frame: FrameType | None) -> None:
+        at_once = bool(received) and number == signal.SIGINT
+        received.append(number)
         for child in psutil.Process().children():
-            child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
 
     before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
