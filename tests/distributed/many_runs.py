@@ -1,7 +1,7 @@
-"""A rank that runs many command lines, one after the other, under torchrun: `many_runs.py LINES.json`.
+"""A rank that runs many command lines under torchrun, one after the other: `many_runs.py LINES.json`.
 
 Starting an interpreter and importing DeepSpeed takes longer than the runs themselves. LINES.json is a list of
-{"directory": ..., "words": [...]}; exit codes and measurements go to LINES.json.RANK.
+{"directory": ..., "words": [...]}; exit codes and measurements of each rank are written to LINES.json.RANK.
 """
 
 import json
@@ -10,33 +10,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from trainer.cli import main
-from trainer.engine import train as engine
 
 optimizer_bytes = 0
+fit = pl.Trainer.fit
 
 
-def measuring_finish(config: Any, trainer: Any, *rest: Any) -> Any:
-    """Measure the optimizers, then do what the engine does after training."""
+def measuring_fit(trainer: pl.Trainer, *arguments: Any, **options: Any) -> None:
+    """pl.Trainer.fit, then the size of this rank's optimizer state."""
     global optimizer_bytes
+    fit(trainer, *arguments, **options)
     entries = [value for o in trainer.strategy.optimizers for state in o.state.values() for value in state.values()]
     tensors = [entry.to_local() if isinstance(entry, DTensor) else entry for entry in entries]
     optimizer_bytes = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
-    return finish(config, trainer, *rest)
 
-
-finish = engine.finish
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    # One group for all runs: DeepSpeed keeps the first one it sees.
+    # One group for all lines: DeepSpeed keeps the first one it sees.
     dist.init_process_group = lambda *arguments, **options: None
     dist.destroy_process_group = lambda group=None: None
-    engine.finish = measuring_finish
+    pl.Trainer.fit = measuring_fit
     lines = Path(sys.argv[1])
     results = []
     for line in json.loads(lines.read_text()):

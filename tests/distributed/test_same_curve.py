@@ -23,8 +23,8 @@ WORDS = [
     "trainer.log_every_n_steps=1",
     "batch.global_size=48",
     f"seed={SEED}",
-    # SGD shows a wrong scale of the gradient, which Adam would hide. The rate keeps the run out of its steep part,
-    # where one ReLU that rounding tips over grows into a visible difference within a few steps.
+    # SGD shows a wrong scale of the gradient, which Adam would hide. A larger learning rate enters the steep part of
+    # the curve, where one ReLU that rounding switches grows into a visible difference within a few steps.
     "optimizer=sgd",
     "optimizer.lr=0.003",
     "optimizer.weight_decay=0.0",

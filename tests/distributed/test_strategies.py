@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from conftest import SPIRALS_WORDS
 from safetensors.torch import load_file
+from two_ranks import in_one_process, on_two_ranks, only_run
 
 from trainer.cli import main
 from trainer.run.files import STATE_FILE, write_json
@@ -20,7 +19,7 @@ from trainer.run.files import STATE_FILE, write_json
 # The fixtures train dozens of models, which on two busy cores takes minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-DIVIDING = [
+SHARDING = [
     "fsdp2",
     "deepspeed_stage_1",
     "deepspeed_stage_2",
@@ -28,10 +27,10 @@ DIVIDING = [
     "deepspeed_stage_2_offload",
     "deepspeed_stage_3_offload",
 ]
-STRATEGIES = ["ddp", *DIVIDING]
+STRATEGIES = ["ddp", *SHARDING]
 QUIET = ["logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "run.name=run"]
 
-# Adam and clipping would hide a gradient of a wrong scale. Two micro-batches a rank where nothing speaks against it.
+# Adam and clipping would hide a gradient of a wrong scale. Two micro-batches per rank where BatchNorm permits it.
 TWENTY_STEPS = [
     *QUIET,
     "optimizer=sgd",
@@ -50,7 +49,7 @@ GAN = [
 ]
 TASKS = {
     "cnn": [*TWENTY_STEPS, "task=cnn", "optimizer.lr=0.02", "batch.micro_size=8"],
-    # Norms are 0.2 to 0.4 here, so some steps are clipped and some are not.
+    # Norms are 0.2 to 0.4 here: some steps are clipped, some are not.
     "clipped": [*TWENTY_STEPS, "task=cnn", "optimizer.lr=0.02", "batch.micro_size=8", "trainer.gradient_clip_val=0.27"],
     "bert": [*TWENTY_STEPS, "task=bert", "optimizer.lr=0.02", "model.dropout=0.0", "batch.micro_size=8"],
     "dcgan": [
@@ -59,7 +58,7 @@ TASKS = {
         "optimizer.lr=0.0001",
         "optimizer.momentum=0.0",
         "optimizer.nesterov=false",
-        # Statistics are those of a micro-batch, so one process must have as many as two ranks: one.
+        # BatchNorm takes the statistics of a micro-batch, so both sides must have one per step.
         "batch.global_size=598",
     ],
 }
@@ -69,7 +68,7 @@ EQUAL = [(task, strategy) for task in ("cnn", "bert") for strategy in STRATEGIES
 EQUAL += [("clipped", strategy) for strategy in ("ddp", "fsdp2", "deepspeed_stage_2", "deepspeed_stage_3")]
 EQUAL += [("dcgan", strategy) for strategy in GAN_STRATEGIES]
 
-# (task, words) beside the plain strategies.
+# Options of strategies: (task, words).
 OPTIONS: dict[str, tuple[str, list[str]]] = {
     "static-graph": ("cnn", ["strategy=ddp", "strategy.static_graph=true", "batch.micro_size=null"]),
     "recomputed": ("bert", ["strategy=fsdp2", "strategy.activation_checkpointing=true"]),
@@ -83,7 +82,7 @@ LOSSY = {
     "powersgd": ["strategy=ddp", "strategy.gradient_compression=powersgd", "strategy.powersgd_start_step=2"],
 }
 
-# 16 steps an epoch; each run leaves checkpoints at steps 10, 20 and 30, and its last one at 32.
+# 16 steps per epoch; each run leaves checkpoints at steps 10, 20 and 30, and the last one at 32.
 RESUMED = [
     *SPIRALS_WORDS,
     *QUIET,
@@ -96,34 +95,8 @@ RESUMED = [
 ]
 
 
-def in_one_process(directory: Path, words: list[str]) -> Path:
-    directory.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(directory)
-        assert main(words) == 0
-    return only_run(directory)
-
-
-def only_run(directory: Path) -> Path:
-    (run,) = directory.glob("outputs/*/run")
-    return run
-
-
-def on_two_ranks(folder: Path, lines: dict[Path, list[str]]) -> dict[Path, list[dict[str, Any]]]:
-    """Do command lines on two ranks under torchrun. Returns: per directory, what each rank reported."""
-    file = folder / "lines.json"
-    file.write_text(json.dumps([{"directory": str(d), "words": words} for d, words in lines.items()]))
-    script = Path(__file__).with_name("many_runs.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    ranks = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in (0, 1)]
-    assert all(report["code"] == 0 for reports in ranks for report in reports), done.stdout + done.stderr
-    return {directory: list(reports) for directory, *reports in zip(lines, *ranks, strict=True)}
-
-
 def rewound(source: Path, target: Path, step: int) -> None:
-    """Copy a finished run as it would stand if it had been stopped after a step."""
+    """Copy a finished run into the state of one that was stopped after a step."""
     shutil.copytree(source, target, symlinks=True)
     for checkpoint in (target / "checkpoints").glob("step-*"):
         if int(checkpoint.name.removeprefix("step-")) > step:
@@ -158,7 +131,7 @@ def equal_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def option_runs(equal_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty steps with each option of the strategies, beside the runs without any."""
+    """Twenty steps with each option of the strategies."""
     folder = tmp_path_factory.mktemp("options")
     lines: dict[Path, list[str]] = {}
     for name, (task, words) in [*OPTIONS.items(), *((name, ("cnn", words)) for name, words in LOSSY.items())]:
@@ -169,14 +142,14 @@ def option_runs(equal_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def largest_difference(first: Path, second: Path) -> float:
-    """Of any weight or statistic between the models of two runs."""
+    """The largest difference of any weight or statistic between the models of two runs."""
     one, two = (load_file(only_run(directory) / "model.safetensors") for directory in (first, second))
     assert one.keys() == two.keys()
     return max((two[name].double() - value.double()).abs().max().item() for name, value in one.items())
 
 
 @pytest.mark.parametrize(("task", "strategy"), EQUAL)
-def test_twenty_steps_on_two_ranks_are_those_of_one_process(task: str, strategy: str, equal_runs: Path) -> None:
+def test_twenty_steps_on_two_ranks_equal_one_process(task: str, strategy: str, equal_runs: Path) -> None:
     assert largest_difference(equal_runs / f"{task}-one", equal_runs / f"{task}-{strategy}") <= LIMITS[task]
 
 
@@ -185,42 +158,42 @@ def test_clipping_has_an_effect(equal_runs: Path) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_gradients_of_a_slightly_wrong_scale_would_show(task: str, equal_runs: Path) -> None:
-    """The negative control: one percent more of a rate is one percent more of every gradient."""
+def test_a_gradient_wrong_by_one_percent_would_fail(task: str, equal_runs: Path) -> None:
+    """The negative control: a learning rate one percent larger is every gradient one percent larger."""
     assert largest_difference(equal_runs / f"{task}-one", equal_runs / f"{task}-scaled") > 2 * LIMITS[task]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_option_changes_how_and_not_what(name: str, equal_runs: Path, option_runs: Path) -> None:
+def test_options_do_not_change_the_numbers(name: str, equal_runs: Path, option_runs: Path) -> None:
     task, _ = OPTIONS[name]
     assert largest_difference(equal_runs / f"{task}-one", option_runs / name) <= LIMITS[task]
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_compressed_gradients_are_near_and_not_the_same(name: str, equal_runs: Path, option_runs: Path) -> None:
+def test_compressed_gradients_are_close_but_not_equal(name: str, equal_runs: Path, option_runs: Path) -> None:
     assert LIMITS["cnn"] < largest_difference(equal_runs / "cnn-one", option_runs / name) < 0.1
 
 
 @pytest.fixture(scope="module")
 def resumed_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, list[dict[str, Any]]]]:
-    """A run in one process; the same run whole under each strategy; and it taken over by each from step 10 on."""
+    """A run in one process; the same run under each strategy; and the first continued by each from step 10."""
     folder = tmp_path_factory.mktemp("resumed")
     one = in_one_process(folder / "one", RESUMED)
     lines: dict[Path, list[str]] = {}
     for strategy in STRATEGIES:
-        whole, taken = folder / f"whole-{strategy}", folder / f"taken-{strategy}"
-        whole.mkdir()
+        own, taken = folder / f"own-{strategy}", folder / f"taken-{strategy}"
+        own.mkdir()
         rewound(one, taken / "outputs" / "spirals" / "run", 10)
-        lines[whole] = lines[taken] = [*RESUMED, f"strategy={strategy}"]
+        lines[own] = lines[taken] = [*RESUMED, f"strategy={strategy}"]
     return folder, on_two_ranks(folder, lines)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_checkpoint_is_what_one_process_would_have_written(strategy: str, resumed_runs: tuple[Path, Any]) -> None:
-    """So whatever resumes from one strategy's checkpoint resumes from any."""
+def test_checkpoints_equal_those_of_one_process(strategy: str, resumed_runs: tuple[Path, Any]) -> None:
+    """So a strategy that resumes from one of these checkpoints resumes from all."""
     folder, _ = resumed_runs
     expected = state_of(only_run(folder / "one"), 10)
-    actual = state_of(only_run(folder / f"whole-{strategy}"), 10)
+    actual = state_of(only_run(folder / f"own-{strategy}"), 10)
     assert actual.keys() == expected.keys()
     for name in ("state_dict", "optimizer_states", "lr_schedulers"):
         # Adam divides by the root of a running square, so rounding is larger than in the gradients.
@@ -228,7 +201,7 @@ def test_a_checkpoint_is_what_one_process_would_have_written(strategy: str, resu
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_goes_on_under_another_strategy_and_world_size(strategy: str, resumed_runs: tuple[Path, Any]) -> None:
+def test_a_run_continues_under_another_strategy_and_world_size(strategy: str, resumed_runs: tuple[Path, Any]) -> None:
     folder, _ = resumed_runs
     run = only_run(folder / f"taken-{strategy}")
     assert [attempt["world_size"] for attempt in json.loads((run / "run.json").read_text())["attempts"]] == [1, 2]
@@ -247,7 +220,7 @@ GAN_RESUMED = [
 
 @pytest.fixture(scope="module")
 def exact_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs whole, and stopped in the middle and resumed, under the same strategy; dropout where there is any."""
+    """Runs that were and were not stopped in the middle, under the same strategy; with dropout where possible."""
     folder = tmp_path_factory.mktemp("exact")
     words = {f"spirals-{strategy}": [*RESUMED, "model.dropout=0.3", f"strategy={strategy}"] for strategy in STRATEGIES}
     words |= {f"dcgan-{strategy}": [*GAN_RESUMED, f"strategy={strategy}"] for strategy in GAN_STRATEGIES}
@@ -268,19 +241,19 @@ def exact_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", [*(f"spirals-{s}" for s in STRATEGIES), *(f"dcgan-{s}" for s in GAN_STRATEGIES)])
 def test_resuming_under_the_same_strategy_is_exact(name: str, exact_runs: Path) -> None:
-    """For a GAN, of both networks and both optimizers."""
+    """For a GAN this covers both networks and both optimizers."""
     step = 32 if name.startswith("spirals") else 6
-    whole, resumed = (only_run(exact_runs / directory) for directory in (name, f"{name}-resumed"))
+    uninterrupted, resumed = (only_run(exact_runs / directory) for directory in (name, f"{name}-resumed"))
     assert len(json.loads((resumed / "run.json").read_text())["attempts"]) == 2
-    expected, actual = state_of(whole, step), state_of(resumed, step)
+    expected, actual = state_of(uninterrupted, step), state_of(resumed, step)
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(actual[part], expected[part], rtol=0, atol=0, msg=lambda m, p=part: f"{p}: {m}")
     assert len(expected["optimizer_states"]) == (1 if name.startswith("spirals") else 2)
 
 
-def test_one_process_goes_on_with_a_run_of_two_ranks(resumed_runs: tuple[Path, Any], tmp_path: Path) -> None:
+def test_one_process_continues_a_run_of_two_ranks(resumed_runs: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = resumed_runs
-    rewound(only_run(folder / "whole-deepspeed_stage_3"), tmp_path / "back" / "outputs" / "spirals" / "run", 10)
+    rewound(only_run(folder / "own-deepspeed_stage_3"), tmp_path / "back" / "outputs" / "spirals" / "run", 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "back")
         assert main(RESUMED) == 0
@@ -289,11 +262,11 @@ def test_one_process_goes_on_with_a_run_of_two_ranks(resumed_runs: tuple[Path, A
     torch.testing.assert_close(actual["state_dict"], expected["state_dict"], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", DIVIDING)
+@pytest.mark.parametrize("strategy", SHARDING)
 def test_each_of_two_ranks_holds_half_the_optimizer(strategy: str, resumed_runs: tuple[Path, Any]) -> None:
     folder, reports = resumed_runs
-    whole = [report["optimizer_bytes"] for report in reports[folder / "whole-ddp"]]
-    divided = [report["optimizer_bytes"] for report in reports[folder / f"whole-{strategy}"]]
-    assert whole[0] == whole[1] > 0
-    for part in divided:
-        assert part <= 0.55 * whole[0]
+    full = [report["optimizer_bytes"] for report in reports[folder / "own-ddp"]]
+    sharded = [report["optimizer_bytes"] for report in reports[folder / f"own-{strategy}"]]
+    assert full[0] == full[1] > 0
+    for size in sharded:
+        assert size <= 0.55 * full[0]

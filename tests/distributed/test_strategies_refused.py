@@ -1,4 +1,4 @@
-"""Combinations that cannot work are refused before a rank exists, with the reason and what to use."""
+"""Combinations that cannot work are refused before a rank starts, with the reason and what to use instead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GAN = ["task=dcgan", "logger=none", "trainer.accelerator=cpu", "trainer.devices=
 
 # (words, what the message must contain)
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
-    "float16 in parts": (
+    "float16, sharded": (
         [*TWO, "strategy=fsdp2", "trainer.precision=16-mixed"],
         ["trainer.precision=16-mixed", "bf16-mixed"],
     ),
@@ -23,7 +23,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         [*TWO, "strategy=deepspeed_stage_1", "trainer.precision=16-mixed"],
         ["trainer.precision=16-mixed", "bf16-mixed", "strategy=ddp"],
     ),
-    "Muon in parts": ([*TWO, "strategy=fsdp2", "optimizer=muon"], ["optimizer=muon", "whole matrices", "ddp"]),
+    "Muon, sharded": ([*TWO, "strategy=fsdp2", "optimizer=muon"], ["optimizer=muon", "matrices", "ddp"]),
     "Muon under ZeRO": ([*TWO, "strategy=deepspeed_stage_2", "optimizer=muon"], ["optimizer=muon", "adamw"]),
     "static graph of several micro-batches": (
         [*TWO, "strategy=ddp", "strategy.static_graph=true", "batch.micro_size=4"],
@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         [*TWO, "strategy=ddp", "strategy.gradient_compression=bf16"],
         ["strategy.gradient_compression=bf16", "fp16"],
     ),
-    "a GAN in parts": ([*GAN, "strategy=fsdp2"], ["strategy=fsdp2", "dcgan", "deepspeed_stage_2"]),
+    "a GAN, sharded": ([*GAN, "strategy=fsdp2"], ["strategy=fsdp2", "dcgan", "deepspeed_stage_2"]),
     "a GAN under ZeRO 3": ([*GAN, "strategy=deepspeed_stage_3"], ["strategy=deepspeed_stage_3", "deepspeed_stage_1"]),
     "a GAN under ZeRO 3 with offload": (
         [*GAN, "strategy=deepspeed_stage_3_offload"],
@@ -44,7 +44,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["strategy=deepspeed_stage_1_offload", "did you mean"],
     ),
     "no file": ([*TWO, "strategy=deepspeed"], ["strategy.config=???", "JSON file"]),
-    "a file that is not there": (
+    "a missing file": (
         [*TWO, "strategy=deepspeed", "strategy.config=nowhere.json"],
         ["strategy.config=nowhere.json", "No such file"],
     ),
@@ -52,18 +52,18 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_with_reason_and_way_out(name: str, in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words, told = REFUSED[name]
+def test_refused_with_reason_and_remedy(name: str, in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, expected = REFUSED[name]
     assert main(words) == 2
     message = capsys.readouterr().err
     assert len(message.strip().split("\n")) <= 3, message
-    for part in told:
+    for part in expected:
         assert part in message, message
     assert not (in_directory / "outputs").exists()
 
 
 ZERO = {"zero_optimization": {"stage": 2}}
-# (what stands in the file, what the message must contain)
+# (content of the file, what the message must contain)
 CONTRADICTIONS = {
     "batch": ({"train_batch_size": 64}, ["train_batch_size is 64", "batch.global_size", "32"]),
     "micro-batch": ({"train_micro_batch_size_per_gpu": 2}, ["train_micro_batch_size_per_gpu is 2", "batch.micro_size"]),
@@ -84,23 +84,23 @@ def with_file(directory: Path, content: object) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CONTRADICTIONS)
-def test_a_file_that_contradicts_us_is_refused(
+def test_a_file_that_contradicts_the_configuration_is_refused(
     name: str, in_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content, told = CONTRADICTIONS[name]
+    content, expected = CONTRADICTIONS[name]
     assert main(["plan", *with_file(in_directory, {**ZERO, **content})]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    for part in ["strategy.config=ds.json", *told]:
+    for part in ["strategy.config=ds.json", *expected]:
         assert part in message, message
 
 
-def test_a_file_that_agrees_is_taken(in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_agrees_is_accepted(in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     agreeing = {"train_batch_size": 32, "gradient_accumulation_steps": "auto", "gradient_clipping": 1.0}
     assert main(["plan", *with_file(in_directory, {**ZERO, **agreeing})]) == 0
 
 
-def test_what_is_no_json_is_refused(in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_json_is_refused(in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = with_file(in_directory, ZERO)
     (in_directory / "ds.json").write_text("stage: 2")
     assert main(["plan", *words]) == 2

@@ -1,4 +1,4 @@
-"""Freed tensors are used again without the kernel's help."""
+"""Freed tensors are reused without asking the kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# In a process of its own: the setting stays, and other tests' allocations would blur the count.
+# In a separate process: the setting is permanent, and allocations of other tests would count.
 COUNT_FAULTS = """
 import resource, torch
 from trainer.engine.host_memory import keep_freed_memory
@@ -28,6 +28,6 @@ def page_faults(kept: bool) -> int:
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is meant")
-def test_freed_tensors_are_used_again() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's allocator")
+def test_freed_tensors_are_reused() -> None:
     assert page_faults(kept=True) < page_faults(kept=False) / 10

@@ -1,4 +1,4 @@
-"""W&B: what the configuration says is what the run carries, and no key, no route and no server hold up nothing."""
+"""W&B: the run has what the configuration says, and a missing key, route or server does not delay it."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
 
 
-def test_a_run_carries_what_the_configuration_says(no_key: None, tmp_path: Path) -> None:
+def test_a_run_has_what_the_configuration_says(no_key: None, tmp_path: Path) -> None:
     logger = build_wandb_logger(CONFIG, {"seed": 3}, tmp_path, "0badcafe")
     experiment = logger.experiment
     assert experiment.offline
@@ -38,8 +38,8 @@ def test_a_run_carries_what_the_configuration_says(no_key: None, tmp_path: Path)
 
 
 def test_a_key_without_a_route_is_offline(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     assert not can_reach_wandb()
@@ -57,12 +57,12 @@ def test_training_and_resuming_are_one_run(no_key: None, in_directory: Path, mon
     words = [word for word in SPIRALS_WORDS if word != "logger=none"]
     assert main([*words, "trainer.max_epochs=1"]) == 0
     (run,) = (in_directory / "outputs" / "spirals").iterdir()
-    # As if the machine had gone down before the end was recorded.
+    # As after a power failure before the end was recorded.
     Record(run).update(status="running")
     assert main([*words, "trainer.max_epochs=1"]) == 0
     wandb_id = Record(run).read()["wandb_id"]
     folders = [folder.name for folder in (run / "wandb").iterdir() if folder.name.startswith("offline-run")]
     assert folders
-    # offline-run-TIME-ID, and a number more for one that began in the same second.
+    # offline-run-TIME-ID, with another number for one that began in the same second.
     assert {name.split("-")[3] for name in folders} == {wandb_id}
     assert "WANDB_API_KEY" not in os.environ

@@ -1,4 +1,4 @@
-"""The configuration of a DeepSpeed engine: ZeRO from the strategy, everything else from ours. Torch-free."""
+"""The configuration of a DeepSpeed engine: ZeRO from the strategy, everything else from the run's configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.config.schema import Config, StrategyConfig
 from trainer.config.strategies import DeepSpeedFileConfig, FSDP2Config, ZeroConfig
 from trainer.errors import Problem, UserError, shown
 
-# Where a key of DeepSpeed's is set with us.
+# DeepSpeed's keys, and the key of the run's configuration that sets each.
 OWNERS = {
     "train_batch_size": "batch.global_size",
     "train_micro_batch_size_per_gpu": "batch.micro_size",
@@ -22,13 +22,13 @@ OWNERS = {
     "torch_autocast.enabled": "trainer.precision",
     "torch_autocast.dtype": "trainer.precision",
 }
-UNSET = "???"  # Hydra's mark for a value that the user has to give
-# Sections that would build what we build.
+UNSET = "???"  # Hydra's mark for a required value
+# Sections for which the run's configuration has groups of its own.
 FOREIGN = {"optimizer": "optimizer=...", "scheduler": "scheduler=...", "amp": "trainer.precision"}
 
 
 def engine_config(config: Config, world_size: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` takes for each network. Raises: UserError: the file cannot be read."""
+    """The `config` of `deepspeed.initialize` for each network. Raises: UserError: the file cannot be read."""
     strategy = config.strategy
     engine = read_file(strategy.config) if isinstance(strategy, DeepSpeedFileConfig) else {}
     if isinstance(strategy, ZeroConfig):
@@ -37,22 +37,22 @@ def engine_config(config: Config, world_size: int) -> dict[str, Any]:
         section, _, key = path.rpartition(".")
         node = engine.setdefault(section, {}) if section else engine
         node[key] = value
-    # Ours are torch's optimizers, which ZeRO divides as well as its own.
+    # The optimizers are torch's, which ZeRO shards as well as its own.
     engine |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-    # Gradients travel as they do with the other strategies: in the type of the weights.
+    # As with the other strategies, gradients are reduced in the type of the weights.
     engine["torch_autocast"]["lower_precision_safe_modules"] = []
     return _without_auto(engine)
 
 
 def owned_values(config: Config, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's keys, sections with a dot, whose values follow from our configuration."""
+    """The values of OWNERS' keys that follow from the run's configuration."""
     share = config.batch.global_size // world_size
     micro = min(config.batch.micro_size or share, share)
     return {
         "train_batch_size": config.batch.global_size,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": share // micro,
-        # Left out, DeepSpeed would clip at 1.0.
+        # Without this key DeepSpeed clips at 1.0.
         "gradient_clipping": config.trainer.gradient_clip_val or 0.0,
         "bf16.enabled": config.trainer.precision == "bf16-true",
         "fp16.enabled": False,
@@ -62,7 +62,7 @@ def owned_values(config: Config, world_size: int) -> dict[str, Any]:
 
 
 def shards_parameters(strategy: StrategyConfig) -> bool:
-    """Whether ranks hold parts of the weights themselves between steps. Raises: UserError: the file cannot be read."""
+    """Whether weights are sharded between steps. Raises: UserError: the file cannot be read."""
     if isinstance(strategy, DeepSpeedFileConfig):
         return _find(read_file(strategy.config), "zero_optimization.stage") == 3
     return isinstance(strategy, FSDP2Config) or (isinstance(strategy, ZeroConfig) and strategy.stage == 3)
@@ -84,7 +84,7 @@ def _zero(strategy: ZeroConfig) -> dict[str, Any]:
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """DeepSpeed's JSON. Raises: UserError: there is none, or it is no JSON object."""
+    """Read DeepSpeed's JSON file. Raises: UserError: it cannot be read, or is not a JSON object."""
     if path == UNSET:
         raise UserError(f"strategy.config={path}: name DeepSpeed's JSON file")
     try:
@@ -99,7 +99,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 def file_problems(config: Config, world_size: int) -> Iterator[Problem]:
-    """What a DeepSpeed file says otherwise than our configuration; "auto" and a key left out agree with it."""
+    """Contradictions between a DeepSpeed file and the run's configuration; "auto" and a missing key are none."""
     assert isinstance(config.strategy, DeepSpeedFileConfig)
     path = config.strategy.config
     try:
@@ -120,7 +120,7 @@ def file_problems(config: Config, world_size: int) -> Iterator[Problem]:
 
 
 def _without_auto(node: dict[str, Any]) -> dict[str, Any]:
-    """Leave DeepSpeed's defaults where a file says "auto", as files written for other trainers do."""
+    """Drop keys that are "auto", as in files for other trainers, so that DeepSpeed's defaults apply."""
     kept = {key: value for key, value in node.items() if value != "auto"}
     return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
 

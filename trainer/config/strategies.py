@@ -1,4 +1,4 @@
-"""What each member of the strategy group asks. Torch-free."""
+"""Schemas of the members of the strategy group."""
 
 from __future__ import annotations
 
@@ -12,63 +12,63 @@ from trainer.config.schema import Count, StrategyConfig, settings
 
 @settings
 class DDPConfig(StrategyConfig):
-    """Each rank holds the whole model; gradients are averaged."""
+    """Each rank holds the full model; gradients are averaged."""
 
     static_graph: bool
-    """Promise that every step uses the same parameters, which saves bookkeeping."""
+    """Declare that every step uses the same parameters, which saves bookkeeping."""
     bucket_cap_mb: Count
     """Size of a gradient bucket, MiB."""
     gradient_compression: Literal["none", "fp16", "bf16", "powersgd"]
-    """What gradients become on their way between ranks; powersgd is a low-rank approximation."""
+    """Compression of gradients between ranks; powersgd is a low-rank approximation."""
     powersgd_rank: Count
-    """Rank of the approximation."""
+    """Rank of powersgd's approximation."""
     powersgd_start_step: Annotated[int, Field(ge=2)]
-    """Steps before which powersgd sends gradients whole."""
+    """First step whose gradients powersgd compresses."""
 
 
 @settings
 class FSDP2Config(StrategyConfig):
-    """Each rank holds a part of every weight, gradient and optimizer state; blocks are gathered when they run."""
+    """Weights, gradients and optimizer state are sharded; a block's weights are gathered when it runs."""
 
     reshard_after_forward: bool
-    """Let go of a block's weights between forward and backward: less memory, one more gathering."""
+    """Free a block's weights between forward and backward: less memory, one more all-gather."""
     activation_checkpointing: bool
-    """Compute a block's activations again in the backward instead of keeping them."""
+    """Recompute a block's activations in the backward instead of keeping them."""
     cpu_offload: bool
-    """Keep parts in host memory while they are not needed."""
+    """Keep shards in host memory while they are not in use."""
 
 
 @settings
 class ZeroConfig(StrategyConfig):
-    """DeepSpeed ZeRO: the name says the stage, and whether state is kept in host memory."""
+    """DeepSpeed ZeRO; stage and offloading follow from the name."""
 
     overlap_comm: bool
-    """Exchange gradients while the backward goes on."""
+    """Reduce gradients while the backward is running."""
     bucket_size: Count
-    """Elements that are exchanged at once."""
+    """Elements that are reduced or gathered at once."""
 
     @property
     def stage(self) -> int:
-        """1 divides optimizer state among ranks, 2 also gradients, 3 also weights."""
+        """1 shards optimizer state, 2 also gradients, 3 also weights."""
         match = re.search(r"stage_(\d)", self.name)
         return int(match.group(1)) if match else 0
 
     @property
     def offload(self) -> bool:
-        """Optimizer state, and weights at stage 3, stay in host memory."""
+        """Whether optimizer state, and at stage 3 weights, are kept in host memory."""
         return self.name.endswith("_offload")
 
 
 @settings
 class DeepSpeedFileConfig(StrategyConfig):
-    """DeepSpeed by its own configuration file."""
+    """DeepSpeed with its own configuration file."""
 
     config: str
-    """JSON file; what it says of batch, accumulation, clipping, precision, optimizer and schedule must be ours."""
+    """JSON file; it must not contradict batch, clipping and precision, or set an optimizer or schedule."""
 
 
 def shards_state(strategy: StrategyConfig) -> bool:
-    """Whether ranks hold different parts of a model's state; such a strategy takes part also in a single process."""
+    """Whether any of a model's state is sharded; such a strategy is also used with a single process."""
     return isinstance(strategy, FSDP2Config | ZeroConfig | DeepSpeedFileConfig)
 
 

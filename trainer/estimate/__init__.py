@@ -1,1 +1,1 @@
-"""What a run would take: memory of each device."""
+"""Estimates before a run starts: memory of each device."""

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass, counted on a few samples."""
+"""Memory that a forward pass keeps for the backward pass, counted on a few samples."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def saved_bytes(network: nn.Module, *inputs: Tensor, **named_inputs: Tensor) -> int:
-    """Bytes of the tensors that autograd keeps in a forward pass, each storage once, the network's own left out.
+    """Bytes of the tensors that autograd keeps in a forward pass, each storage once, the network's weights left out.
 
-    Args: network: one built on the meta device, quick however large, gets memory with arbitrary values here. The pass
-    itself is a real one on the CPU: on meta tensors torch imports its whole compiler, which takes longer.
+    Args: network: if built on the meta device, which is quick for any size, it gets memory with arbitrary values here.
+    The pass itself runs on the CPU: on meta tensors torch imports its compiler, which takes longer.
     """
     if any(parameter.is_meta for parameter in network.parameters()):
         network.to_empty(device="cpu")
@@ -21,7 +21,7 @@ def saved_bytes(network: nn.Module, *inputs: Tensor, **named_inputs: Tensor) -> 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            # Holding the tensor keeps its storage's address from being given to another.
+            # Holding the tensor keeps its storage's address from being reused.
             kept[storage._cdata] = tensor
         return tensor
 

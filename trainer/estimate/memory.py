@@ -1,8 +1,8 @@
-"""How much memory a step takes on each device, by arithmetic. Torch-free.
+"""Estimated memory of a step on each device.
 
 Weights, gradients and optimizer state follow from the number of parameters (Rajbhandari et al. 2020, section 3);
-activations from what a task says its networks keep for the backward pass. Buffers of communication, the allocator's
-rounding and the workspaces of libraries are not counted: take 10 to 30 % on top.
+activations from the task's count of what its networks keep for the backward pass. Communication buffers, the
+allocator's rounding and library workspaces are not counted: add 10 to 30 %.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FLOAT32, HALF = 4, 2
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What a task knows of its networks and data before they are built.
+    """Sizes of a task's networks and data, known before they are built.
 
     parameters: by network. trained: those with a gradient. activation_bytes: kept for the backward pass for one sample,
     in float32; None where that is not known. num_samples: of the training set; None until the data is read.
@@ -49,14 +49,14 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Bytes on the device, as far as they are known."""
+        """Bytes on the device, without activations where they are not known."""
         return self.weights + self.gradients + self.optimizer + (self.activations or 0.0)
 
 
 def estimate(
     strategy: StrategyConfig, precision: str, optimizer: OptimizerConfig, sizes: ModelSizes, ranks: int, micro: int
 ) -> Memory | None:
-    """Memory of one rank. Args: micro: samples of a micro-batch. Returns: None for a file that says by itself."""
+    """Memory of one rank. Args: micro: samples of a micro-batch. Returns: None where DeepSpeed's file decides."""
     if isinstance(strategy, DeepSpeedFileConfig):
         return None
     width = HALF if precision == "bf16-true" else FLOAT32
@@ -69,27 +69,27 @@ def estimate(
         return Memory(weights / ranks, gradients / ranks, state / ranks, activations)
     if not isinstance(strategy, ZeroConfig):
         return Memory(weights, gradients, state, activations)
-    # DeepSpeed steps on a float32 copy of each rank's part.
-    divided_state = (state_bytes(optimizer, FLOAT32) + FLOAT32) * sizes.trained / ranks
+    # DeepSpeed steps on a float32 copy of each rank's shard.
+    sharded_state = (state_bytes(optimizer, FLOAT32) + FLOAT32) * sizes.trained / ranks
     gradients = gradients / ranks if strategy.stage >= 2 else gradients
     weights = weights / ranks if strategy.stage == 3 else weights
     if not strategy.offload:
-        return Memory(weights, gradients, divided_state, activations)
+        return Memory(weights, gradients, sharded_state, activations)
     if strategy.stage == 3:
-        return Memory(0, gradients, 0, activations, divided_state + weights)
-    return Memory(weights, gradients, 0, activations, divided_state)
+        return Memory(0, gradients, 0, activations, sharded_state + weights)
+    return Memory(weights, gradients, 0, activations, sharded_state)
 
 
 def state_bytes(optimizer: OptimizerConfig, width: int) -> int:
-    """Bytes of optimizer state for one trained parameter: running means of its gradient."""
+    """Bytes of optimizer state for one trained parameter: running averages of its gradient."""
     if isinstance(optimizer, SGDConfig):
         return width if optimizer.momentum else 0
-    # Muon keeps one mean for matrices, which are nearly everything; Adam and AdamW keep two.
+    # Muon keeps one average for hidden weights, which are nearly all; Adam and AdamW keep two.
     return width if optimizer.name == "muon" else 2 * width
 
 
 def activation_bytes(sizes: ModelSizes, precision: str, micro: int) -> float | None:
-    """Of one micro-batch; half as wide where the forward pass is."""
+    """Bytes kept for the backward pass of one micro-batch; half as many where the forward pass has half the width."""
     if sizes.activation_bytes is None:
         return None
     return sizes.activation_bytes * micro * (1.0 if precision == "32-true" else HALF / FLOAT32)

@@ -1,1 +1,1 @@
-"""What a run tells: metric lines, throughput, W&B, the progress bar, and the table at its end."""
+"""What a run reports: metric lines, throughput, W&B, progress, and the summary at its end."""

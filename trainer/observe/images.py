@@ -1,4 +1,4 @@
-"""Pictures of a run, to W&B where it is in use."""
+"""Images of a run: files in its directory, and in W&B where it is used."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 
 
 def log_image(trainer: pl.Trainer, key: str, path: Path) -> None:
-    """Show an image file under `key` at the current step; without W&B the file itself is all there is."""
+    """Log an image file under `key` at the current step to the loggers that take images."""
     for logger in trainer.loggers:
-        show = getattr(logger, "log_image", None)
-        if show is not None and trainer.is_global_zero:
-            show(key=key, images=[str(path)], step=trainer.global_step)
+        log = getattr(logger, "log_image", None)
+        if log is not None and trainer.is_global_zero:
+            log(key=key, images=[str(path)], step=trainer.global_step)

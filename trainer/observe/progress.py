@@ -1,32 +1,42 @@
-"""The progress bar on rank 0: loss, samples/s and time left, redrawn twice a second at most."""
+"""Progress of a run on rank 0: a bar on a terminal, and a line for each epoch and each evaluation."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Mapping
 
 import pytorch_lightning as pl
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
+from trainer.collectives import all_reduce_sum
+from trainer.data.batch import StepBatch
+from trainer.module import StepSums
 from trainer.observe.metrics import TrainingMetrics
 
 REDRAW_EVERY_S = 0.5
 
 
 class ProgressBar(pl.Callback):
-    """A bar on a terminal, a line an evaluation elsewhere. It only reads what was logged anyway.
+    """The bar shows the values last logged; a line shows the mean training loss since the line before.
 
-    Lightning's own bars read the loss from the device in every step.
+    Lightning's own bars read the loss from the device in every step. Here losses are summed on the device, and ranks
+    add them up once per line.
     """
 
     def __init__(self, metrics: TrainingMetrics, console: Console) -> None:
         self.metrics, self.console = metrics, console
         self.progress: Progress | None = None
         self.redraw_at = 0.0
+        # Epoch of the last step, counted from 1; Lightning's own is one further once the last epoch has ended.
+        self.epoch = 0
+        self.losses: dict[str, Tensor] = {}
+        self.num_samples = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the bar where a resumed run stands."""
+        """Start the bar at the current step, which is not 0 in a resumed run."""
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         columns = (
@@ -41,36 +51,60 @@ class ProgressBar(pl.Callback):
         self.progress.start()
         self.progress.add_task("", total=int(trainer.estimated_stepping_batches), completed=trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: StepSums,
+        batch: StepBatch[object],
+        batch_idx: int,
     ) -> None:
-        """Redraw when it is time."""
+        """Add the step's losses, and redraw the bar if it is due."""
+        self.epoch = trainer.current_epoch + 1
+        self.num_samples += batch.num_samples
+        for name, value in outputs.items():
+            if name.startswith("loss"):
+                value = value.detach().to(torch.float64)
+                self.losses[name] = self.losses[name] + value if name in self.losses else value
         if self.progress is not None and time.monotonic() >= self.redraw_at:
             self.redraw_at = time.monotonic() + REDRAW_EVERY_S
             self._draw(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """One line an evaluation, above the bar."""
-        if not trainer.is_global_zero or trainer.sanity_checking:
-            return
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))
-        loss = self.metrics.latest.get("train/loss")
-        training = f"train/loss {loss:.4f}  " if loss is not None else ""
-        line = f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}  {training}{shown}"
-        self.console.print(line, soft_wrap=True)
+        """Print a line with the metrics of an evaluation during training."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            values = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+            self._print_line(trainer, values)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print a line for the steps since the last evaluation, where there are any."""
+        if self.num_samples:
+            self._print_line(trainer, {})
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the terminal as it was, also after an error."""
+        """Restore the terminal, also after an error."""
         if self.progress is not None:
             self._draw(trainer)
             self.progress.stop()
             self.progress = None
 
+    def _print_line(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+        """Print the training loss and `values`; called on all ranks."""
+        shown = dict(sorted(values.items()))
+        if self.losses:
+            totals = all_reduce_sum(torch.stack(list(self.losses.values()))).tolist()
+            means = (total / self.num_samples for total in totals)
+            shown = dict(zip((f"train/{name}" for name in self.losses), means, strict=True)) | shown
+        self.losses, self.num_samples = {}, 0
+        if trainer.is_global_zero:
+            metrics = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            line = f"epoch {self.epoch}  step {trainer.global_step}  {metrics}"
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     def _draw(self, trainer: pl.Trainer) -> None:
         assert self.progress is not None
         latest = self.metrics.latest
-        parts = [f"epoch {trainer.current_epoch + 1}"]
+        parts = [f"epoch {self.epoch or trainer.current_epoch + 1}"]
         parts += [f"{n.removeprefix('train/')} {v:.4f}" for n, v in latest.items() if n.startswith("train/loss")]
         if "perf/samples_per_s" in latest:
             parts.append(f"{latest['perf/samples_per_s']:,.0f} samples/s")

@@ -1,14 +1,15 @@
-"""What the user reads: where a run stands at its start, and the table at its end."""
+"""What a run prints at its start and at its end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from trainer.config.schema import Config
 from trainer.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE
@@ -19,21 +20,25 @@ from trainer.world import World
 def print_start(
     console: Console, run_dir: Path, config: Config, world: World, facts: Mapping[str, Any], checkpoint: Path | None
 ) -> None:
-    """One short paragraph: directory, data, ranks, and whether this is a resumption."""
-    console.print(f"[bold]{escape(str(run_dir))}[/bold]")
+    """Print directory, model, ranks and data, and whether the run is resumed.
+
+    Args: facts: "model" with its num_parameters by network, and "data" with strings or mappings by name.
+    """
+    _print(console, str(run_dir), style="bold")
     num_parameters = sum(facts["model"]["num_parameters"].values())
-    where = f"{world.world_size} rank(s), {world.accelerator}, {config.trainer.precision}"
-    console.print(f"{config.model.name} ({num_parameters:,} parameters) on {config.data.name}; {where}")
+    ranks = "1 rank" if world.world_size == 1 else f"{world.world_size} ranks"
+    where = f"{ranks}, {world.accelerator}, {config.trainer.precision}"
+    _print(console, f"{config.model.name} ({num_parameters:,} parameters) on {config.data.name}; {where}")
     for name, value in facts["data"].items():
-        console.print(f"  {name}: {escape(str(value))}", highlight=False, soft_wrap=True)
+        _print(console, f"  {name}: {_plain(value)}")
     if checkpoint is not None:
-        console.print(f"resuming after {checkpoint.name}")
+        _print(console, f"resuming from {checkpoint.name}")
 
 
 def print_summary(
     console: Console, run_dir: Path, config: Config, training_s: float, places: Mapping[str, str]
 ) -> None:
-    """Final metrics, where everything is, and what to type next; the curves go into a picture.
+    """Print the final metrics, where to find the results, and the next command; draw the curves.
 
     Args: places: where services show the run, by the service's name.
     """
@@ -41,25 +46,42 @@ def print_summary(
     latest: dict[str, float] = {}
     for line in lines:
         latest |= {name: value for name, value in line.items() if name != "step"}
-    table = Table("metric", "last", "best", title=escape(str(run_dir)))
+    table = Table(Column("metric", overflow="fold"), Column("last", no_wrap=True), Column("best", no_wrap=True))
     for name in sorted(latest):
         if name.startswith(("train/", "val/", "test/", "perf/")):
             table.add_row(name, _figure(latest[name]), _best(name, lines, config))
     console.print(table)
     plot_curves(lines, run_dir / CURVES_FILE)
-    console.print(f"{training_s:.1f} s of training; seed {config.seed}")
-    files = {"curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
-    shown = {**{name: str(run_dir / file) for name, file in files.items()}, **places}
-    for name, place in shown.items():
-        console.print(f"  {name:<9}{escape(place)}", highlight=False, soft_wrap=True)
-    console.print(f"next: python -m trainer eval run={escape(str(run_dir))}", highlight=False, soft_wrap=True)
+    _print(console, f"{training_s:.1f} s of training; seed {config.seed}")
+    files = {"run": "", "curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
+    for name, place in {**{name: str(run_dir / file) for name, file in files.items()}, **places}.items():
+        _print(console, f"  {name:<9}{place}")
+    _print(console, f"next: python -m trainer eval run={run_dir}")
+
+
+def _print(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is: never wrapped, with no part highlighted or read as markup."""
+    console.print(Text(line, style), soft_wrap=True, highlight=False)
+
+
+def _plain(value: object) -> str:
+    """A fact as text: `name value, name value` for a mapping, members with commas for a list."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(member)}" for name, member in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(member) for member in value)
+    return str(value)
 
 
 def _best(name: str, lines: list[dict[str, Any]], config: Config) -> str:
-    if name != config.monitor.metric:
+    """The best value of a validation metric whose direction is known: the monitored one, and losses."""
+    monitor = config.monitor
+    if name != monitor.metric and not (name.startswith("val/") and "loss" in name):
         return ""
-    values = [line[name] for line in lines if name in line]
-    return _figure(max(values) if config.monitor.mode == "max" else min(values))
+    values = [line[name] for line in lines if not math.isnan(line.get(name, math.nan))]
+    if not values:
+        return ""
+    return _figure(max(values) if name == monitor.metric and monitor.mode == "max" else min(values))
 
 
 def _figure(value: float) -> str:
@@ -67,7 +89,7 @@ def _figure(value: float) -> str:
 
 
 def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Loss, the other metrics of train and val, rate of learning and throughput over steps, one panel each."""
+    """Plot losses, other metrics of training and validation, learning rates and throughput over steps."""
     from matplotlib.figure import Figure
 
     panels = _panels(sorted({name for line in lines for name in line}))
@@ -82,7 +104,7 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
             points = [(line["step"], line[name]) for line in lines if name in line]
             axes.plot(*zip(*points, strict=True), label=name.partition("/")[0], linewidth=1.2)
         if title in names:
-            # A rate alone in its panel is read by its height, which an axis that begins elsewhere would exaggerate.
+            # A learning rate or throughput is read by its height, which an axis from another start would exaggerate.
             axes.set_ylim(bottom=0.0)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
@@ -94,11 +116,11 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 def _panels(names: list[str]) -> dict[str, list[str]]:
-    """Which metrics share a panel, by its title: losses first, then what else was learnt, then how."""
-    learnt = [name for name in names if name.startswith(("train/", "val/"))]
-    learnt.sort(key=lambda name: ("loss" not in name, name.partition("/")[2], name))
+    """The metrics of each panel by its title: losses, other metrics of training and validation, rates."""
+    measured = [name for name in names if name.startswith(("train/", "val/"))]
+    measured.sort(key=lambda name: ("loss" not in name, name.partition("/")[2], name))
     panels: dict[str, list[str]] = {}
-    for name in learnt:
+    for name in measured:
         panels.setdefault(name.partition("/")[2], []).append(name)
     for name in names:
         if name.startswith("optim/lr") or name == "perf/samples_per_s":

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run on rank 0, which never ends or holds up training."""
+"""Weights & Biases: one run on rank 0, which never ends or delays training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def build_wandb_logger(config: WandbLoggerConfig, mapping: dict[str, Any], run_dir: Path, wandb_id: str) -> WandbLogger:
-    """Lightning's logger, online or offline as decided here: wandb itself raises after 90 s without a server.
+    """Build Lightning's logger; online or offline is decided here, since wandb raises after 90 s without a server.
 
     Args: mapping: the configuration as written to config.yaml, secrets as references. wandb_id: from the record, so
         that a resumed run continues its curves.
@@ -28,9 +28,9 @@ def build_wandb_logger(config: WandbLoggerConfig, mapping: dict[str, Any], run_d
 
     online = config.mode == "online" or (config.mode == "auto" and can_reach_wandb())
     (run_dir / "wandb").mkdir(exist_ok=True)
-    # The table at the end says where the run is; wandb's own banner would break the progress bar.
+    # The run's place is printed at the end; wandb's own banner would break the progress bar.
     os.environ.setdefault("WANDB_SILENT", "true")
-    # Started here, since Lightning always passes an argument that makes wandb warn on the terminal.
+    # Started here because Lightning passes an argument that makes wandb print a warning.
     run = wandb.init(
         project=config.project,
         entity=config.entity,
@@ -45,14 +45,14 @@ def build_wandb_logger(config: WandbLoggerConfig, mapping: dict[str, Any], run_d
         config=mapping,
         settings=wandb.Settings(console="off", silent=True),
     )
-    # The one step axis, which Lightning defines for the runs that it starts itself.
+    # One step axis for all metrics, as Lightning defines it for runs that it starts.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(save_dir=str(run_dir), experiment=run, log_model=False)
 
 
 def can_reach_wandb() -> bool:
-    """Whether there are a key and a route to the server; each lack is told in the log."""
+    """Whether there are a key and a route to the server; logs which of them is missing."""
     if not has_wandb_key():
         log.info("W&B is offline: no key (wandb login, or WANDB_API_KEY)")
         return False
@@ -64,9 +64,9 @@ def can_reach_wandb() -> bool:
 
 
 def finish_wandb(logger: WandbLogger, exit_code: int, model: Path | None) -> str:
-    """End the W&B run; online, the final model goes up as an artifact of type model.
+    """End the W&B run; online, the final model is uploaded as an artifact of type model.
 
-    Returns: where the run is to be seen, or how it gets there.
+    Returns: the run's address, or the command that uploads an offline run.
     """
     experiment = logger.experiment
     if model is not None and not experiment.offline:

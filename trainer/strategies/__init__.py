@@ -1,1 +1,1 @@
-"""How networks are spread over ranks: `build.build_strategy` gives Lightning the one that the configuration names."""
+"""Lightning strategies, one for each way of spreading networks over ranks."""

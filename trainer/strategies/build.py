@@ -15,11 +15,14 @@ from trainer.world import World
 
 
 class SingleStrategy(NetworkStrategy, SingleDeviceStrategy):
-    """One process on one device."""
+    """Lightning's strategy for one process, with the defaults of NetworkStrategy."""
 
 
 def build_strategy(config: Config, world: World, device: torch.device) -> Strategy:
-    """The strategy of this rank; `auto` is the device itself for one process and ddp for several."""
+    """Build this rank's strategy; `auto` is the plain device for one process and ddp for several.
+
+    Raises: UserError: DeepSpeed's file cannot be read.
+    """
     options, timeout = config.strategy, timedelta(seconds=config.launch.timeout_s)
     if isinstance(options, FSDP2Config):
         from trainer.strategies.fsdp2 import FSDP2Strategy

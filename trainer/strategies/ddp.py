@@ -16,16 +16,16 @@ from trainer.module import NetworkStrategy, TrainingModule
 
 
 class ParallelNetworkStrategy(NetworkStrategy, DDPStrategy):
-    """Several ranks with a process group; what becomes of a network is the subclass's.
+    """Base of the strategies for several ranks; each subclass wraps or shards one network at a time.
 
     Lightning wraps the whole LightningModule: with two networks every step leaves the other's parameters unused, and
-    `training_step` runs inside DDP's forward, where several backwards are a special case. Wrapped one by one, a step
-    reads as plain PyTorch does.
+    `training_step` runs inside DDP's forward, where several backwards are a special case. With wrapped networks a step
+    is plain PyTorch.
     """
 
     @property
     def training_module(self) -> TrainingModule:
-        """The module whose networks these are."""
+        """The module that is being trained. Raises: TypeError: it is no TrainingModule."""
         module = self.lightning_module
         if not isinstance(module, TrainingModule):
             raise TypeError(f"{type(module).__name__} is no TrainingModule")
@@ -33,17 +33,17 @@ class ParallelNetworkStrategy(NetworkStrategy, DDPStrategy):
 
 
 class NetworkDDPStrategy(ParallelNetworkStrategy):
-    """Each rank holds the whole of every network and averages its gradients."""
+    """Each rank holds every network in full; gradients are averaged over ranks."""
 
     def __init__(self, options: DDPConfig | None, timeout: timedelta) -> None:
-        # Running statistics of BatchNorm differ between ranks until they are read; see TrainingModule.average_buffers.
+        # Running statistics of BatchNorm may differ between ranks; see TrainingModule.average_buffers.
         super().__init__(timeout=timeout, gradient_as_bucket_view=True, broadcast_buffers=False)
         if options is not None:
             self._ddp_kwargs |= {"static_graph": options.static_graph, "bucket_cap_mb": options.bucket_cap_mb}
         self.options = options
 
     def configure_ddp(self) -> None:
-        """Wrap the networks and leave the module itself as it is."""
+        """Lightning's hook: wrap each trained network instead of the module."""
         module = self.training_module
         for name, network in module.networks().items():
             if any(parameter.requires_grad for parameter in network.parameters()):
@@ -62,15 +62,15 @@ class NetworkDDPStrategy(ParallelNetworkStrategy):
 
 
 def make_contiguous(network: nn.Module) -> None:
-    """Weights in the order in which they can be cut into parts; activations keep the memory order they come in."""
+    """Store weights contiguously, as sharding requires; activations keep their memory format."""
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
 
 
 def compress_gradients(replica: DistributedDataParallel, options: DDPConfig) -> None:
-    """Let a replica send its gradients in fewer bits."""
+    """Register the configured compression of a replica's gradients."""
     if options.gradient_compression == "powersgd":
-        # One state a replica: it holds the error that the approximation has made so far.
+        # One state per replica: it holds the accumulated error of the approximation.
         state = powerSGD_hook.PowerSGDState(
             process_group=None,
             matrix_approximation_rank=options.powersgd_rank,

@@ -1,6 +1,6 @@
-"""DeepSpeed ZeRO: an engine for each network, so that a GAN is two engines. The only module that imports deepspeed.
+"""DeepSpeed ZeRO, with an engine for each network: a GAN has two. The only module that imports deepspeed.
 
-Lightning's DeepSpeedStrategy takes one optimizer and no CPU, and writes checkpoints that are pickles by rank.
+Lightning's DeepSpeedStrategy takes one optimizer, refuses the CPU, and writes a pickle per rank as a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from trainer.strategies.ddp import ParallelNetworkStrategy, make_contiguous
 
 
 class DeepSpeedStrategy(ParallelNetworkStrategy):
-    """Engines hold the optimizers; batch, clipping and precision come from our configuration.
+    """Engines hold the optimizers; batch, clipping and precision come from the run's configuration.
 
-    engine_config: what each engine is configured with.
+    engine_config: DeepSpeed's configuration of each engine.
     """
 
     def __init__(self, engine_config: dict[str, Any], timeout: timedelta) -> None:
         super().__init__(timeout=timeout)
         self.engine_config = engine_config
         self.engines: dict[str, Any] = {}
-        # Parameters of each optimizer group before the engine has flattened them.
+        # Parameters of each optimizer group, before the engine flattens them.
         self.groups: dict[str, list[list[nn.Parameter]]] = {}
         self.active = ""
 
     @property
     def stage(self) -> int:
-        """1 divides optimizer state among ranks, 2 also gradients, 3 also weights."""
+        """1 shards optimizer state, 2 also gradients, 3 also weights."""
         return self.engine_config["zero_optimization"]["stage"]
 
     # ---- setting up
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """Lightning's hook. After training, networks are evaluated as the engines have left them."""
+        """Lightning's hook; the test after training uses the engines' networks as they are."""
         if self.engines:
             assert self.accelerator is not None
             self.accelerator.setup(trainer)
@@ -53,10 +53,10 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
             super().setup(trainer)
 
     def configure_ddp(self) -> None:
-        """Engines need optimizers: see `setup_optimizers`."""
+        """Nothing to wrap yet: engines need the optimizers, see `setup_optimizers`."""
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
-        """Lightning's hook: torch's optimizers over whole weights, then an engine around each network and its own."""
+        """Lightning's hook: build torch's optimizers over full weights, then an engine for each network."""
         super().setup_optimizers(trainer)
         deepspeed = import_deepspeed(self.root_device)
         module = self.training_module
@@ -67,7 +67,7 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
             self.engines[name] = module.wrapped[name] = engine
 
     def teardown(self) -> None:
-        """Lightning's hook; weights stay where the engines have them, and the test after training uses them."""
+        """Lightning's hook; weights stay in the engines for the test after training."""
         if not self.engines:
             super().teardown()
             return
@@ -85,7 +85,7 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
         return nullcontext()
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Lightning's hook. The loss is a share of the global mean already, so no engine may scale it."""
+        """Lightning's hook; the loss is normalised over the global batch already, so the engine must not scale it."""
         self.engines[self.active].backward(closure_loss, scale_wrt_gas=False)
         return closure_loss.detach()
 
@@ -96,33 +96,33 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
         model: pl.LightningModule | nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Lightning's hook: the engine clips, steps and clears."""
+        """Lightning's hook: the engine clips, steps and clears gradients, and reports their global norm."""
         name = self._name_of(optimizer)
         engine = self.engines[name]
         engine.step()
         self.training_module.grad_norms[name] = torch.as_tensor(engine.get_global_grad_norm())
 
     def clear_gradients(self, optimizer: Optimizer) -> None:
-        """See NetworkStrategy; the engine has done it."""
+        """See NetworkStrategy; the engine clears them in its step."""
 
-    # ---- checkpoints: whole tensors, on rank 0, as on a single device
+    # ---- checkpoints: full tensors, on rank 0, as on a single device
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Lightning's hook: weights in full precision."""
+        """Lightning's hook: full weights in float32; tied ones stay one tensor."""
         module = self.training_module
         state = module.state_dict()
-        whole: dict[int, Any] = {}
+        full: dict[int, Any] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            if id(parameter) not in whole:
-                whole[id(parameter)] = self._kept(full_parameter(parameter))
-            state[name] = whole[id(parameter)]
+            if id(parameter) not in full:
+                full[id(parameter)] = self._on_rank_0(full_parameter(parameter))
+            state[name] = full[id(parameter)]
         return state
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Lightning's hook: as torch's own `state_dict`, with parameters numbered in the order of the groups."""
+        """Lightning's hook: the full state as torch's `state_dict`, parameters numbered in the order of the groups."""
         name = self._name_of(optimizer)
         self._link_state(name, optimizer)
-        # Every flat part has the same entries: tensors of its own size, and numbers such as Adam's step.
+        # Every flattened shard has the same entries: tensors of its size, and numbers such as Adam's step.
         flat = next((entries for entries in optimizer.state.values() if entries), {})
         state: dict[int, Any] = {}
         groups: list[dict[str, Any]] = []
@@ -131,21 +131,21 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
             ids = list(islice(numbers, len(parameters)))
             groups.append({**options, "params": ids})
             if flat:
-                state |= {i: self._whole_entries(p, flat) for i, p in zip(ids, parameters, strict=True)}
+                state |= {i: self._full_entries(p, flat) for i, p in zip(ids, parameters, strict=True)}
         return {"state": state, "param_groups": groups}
 
-    def _whole_entries(self, parameter: nn.Parameter, flat: Mapping[str, Any]) -> dict[str, Any]:
+    def _full_entries(self, parameter: nn.Parameter, flat: Mapping[str, Any]) -> dict[str, Any]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         return {
-            key: self._kept(safe_get_full_optimizer_state(parameter, key))
+            key: self._on_rank_0(safe_get_full_optimizer_state(parameter, key))
             if is_sharded(key, value)
             else deepcopy(value)
             for key, value in flat.items()
         }
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Lightning's hook: before the engines exist, and after training."""
+        """Lightning's hook, called before the engines exist and after training."""
         if not self.engines or self.stage < 3:
             super().load_model_state_dict(checkpoint, strict)
             return
@@ -161,22 +161,22 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
                     parameter.copy_(weights[name])
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Lightning's hook: state of any strategy and world size, and weights in full precision."""
+        """Lightning's hook: each rank takes its shards of the full state and of the float32 weights."""
         names = {id(parameter): name for name, parameter in self.training_module.named_parameters()}
         for optimizer, saved, name in zip(self.optimizers, checkpoint["optimizer_states"], self.engines, strict=True):
             for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
                 group.update({key: value for key, value in old.items() if key != "params"})
             parameters = [parameter for group in self.groups[name] for parameter in group]
             if saved["state"]:
-                self._make_room(name, optimizer, saved["state"][0])
+                self._allocate_state(name, optimizer, saved["state"][0])
             for number, parameter in enumerate(parameters):
                 set_shard(parameter, checkpoint["state_dict"][names[id(parameter)]], None)
                 for key, value in saved["state"].get(number, {}).items():
                     if is_sharded(key, value):
                         set_shard(parameter, value, key)
 
-    def _make_room(self, name: str, optimizer: Optimizer, entries: Mapping[str, Any]) -> None:
-        """The optimizer's state before its first step: zeros for what is divided, the rest as it was."""
+    def _allocate_state(self, name: str, optimizer: Optimizer, entries: Mapping[str, Any]) -> None:
+        """Create the optimizer's state before its first step: zeros where it is sharded, else the saved value."""
         zero = self.engines[name].optimizer
         flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
         for flat in flats:
@@ -187,7 +187,7 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
         self._link_state(name, optimizer)
 
     def _link_state(self, name: str, optimizer: Optimizer) -> None:
-        """Tell weights where their part of the state is; DeepSpeed itself does it before the later groups have any."""
+        """Link weights to their shards of the state; DeepSpeed does so before the later groups have any state."""
         if self.stage == 3 or not optimizer.state:
             return
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
@@ -199,29 +199,29 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
     def _name_of(self, optimizer: Optimizer) -> str:
         return list(self.engines)[self.optimizers.index(optimizer)]
 
-    def _kept(self, tensor: Tensor | None) -> Tensor | None:
+    def _on_rank_0(self, tensor: Tensor | None) -> Tensor | None:
         return tensor.detach().cpu() if tensor is not None and self.is_global_zero else None
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """The package, told what it would otherwise guess, and quiet."""
+    """Import the package with its accelerator set rather than detected, and with warnings only in its log."""
     os.environ["DS_ACCELERATOR"] = device.type
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if device.type == "cpu":
-        # Sums over shared memory: minutes of compiling at the first use, and no timeout when a peer is lost.
+        # Its reduction over shared memory compiles for minutes at first use and has no timeout when a peer is lost.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 def is_sharded(key: str, value: Any) -> bool:
-    """Whether an entry of an optimizer's state has an element for each one of a weight."""
+    """Whether an entry of an optimizer's state has one element per element of a weight, and so is sharded."""
     return key != "step" and isinstance(value, Tensor)
 
 
 def full_parameter(parameter: nn.Parameter) -> Tensor:
-    """A weight from its parts; the one in full precision where it is trained in bf16. Every rank has to ask."""
+    """Gather a weight, in float32 also where it is trained in bf16; called on all ranks."""
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -233,7 +233,7 @@ def full_parameter(parameter: nn.Parameter) -> Tensor:
 
 
 def set_shard(parameter: Any, value: Tensor, key: str | None) -> None:
-    """Set this rank's part of the optimizer's tensor `key` for a weight, or of the weight in full precision."""
+    """Set this rank's shard of a weight's optimizer state `key`, or of its float32 weight where `key` is None."""
     from deepspeed import utils
 
     if not hasattr(parameter, "ds_id"):
@@ -243,11 +243,11 @@ def set_shard(parameter: Any, value: Tensor, key: str | None) -> None:
         else:
             utils.safe_set_full_optimizer_state(parameter, value, key)
         return
-    # At stage 3 the last rank's part is padded, which DeepSpeed's own function for whole tensors does not expect.
+    # At stage 3 the last rank's shard is padded, which DeepSpeed's own function for full tensors does not expect.
     size, rank = parameter.ds_tensor.ds_numel, torch.distributed.get_rank()
     padded = F.pad(value.flatten(), (0, size * torch.distributed.get_world_size() - value.numel()))
-    part = padded[rank * size : (rank + 1) * size].to(parameter.device)
+    shard = padded[rank * size : (rank + 1) * size].to(parameter.device)
     if key is None:
-        utils.safe_set_local_fp32_param(parameter, part)
+        utils.safe_set_local_fp32_param(parameter, shard)
     else:
-        utils.safe_set_local_optimizer_state(parameter, part, key)
+        utils.safe_set_local_optimizer_state(parameter, shard, key)

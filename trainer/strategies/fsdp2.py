@@ -1,4 +1,4 @@
-"""Every rank holds a part of each weight, gradient and optimizer state: torch's fully_shard, block by block."""
+"""Sharded weights, gradients and optimizer state: torch's fully_shard, block by block."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ CONTAINERS = (nn.ModuleList, nn.Sequential)
 
 
 class FSDP2Strategy(ParallelNetworkStrategy):
-    """Networks are sharded in place, so training and evaluation call them as they are.
+    """Shards networks in place, so training and evaluation call them as they are.
 
-    Lightning's ModelParallelStrategy wants the user's module to shard itself and writes checkpoints that only it can
-    read; here checkpoints hold whole tensors under the same names as on a single device.
+    Lightning's ModelParallelStrategy expects the module to shard itself and writes checkpoints that only it can read;
+    here checkpoints hold full tensors under the same names as on a single device.
     """
 
     def __init__(self, options: FSDP2Config, timeout: timedelta) -> None:
@@ -55,7 +55,7 @@ class FSDP2Strategy(ParallelNetworkStrategy):
         self.setup_precision_plugin()
 
     def _shard(self, network: nn.Module) -> None:
-        ranks_agree(network, self.root_device)
+        broadcast_weights(network, self.root_device)
         make_contiguous(network)
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         pinned = self.root_device.type == "cuda"
@@ -69,7 +69,7 @@ class FSDP2Strategy(ParallelNetworkStrategy):
         fully_shard(network, mesh=mesh, offload_policy=policy)
 
     def teardown(self) -> None:
-        """Lightning's hook; the shards stay on their devices, where the test after training uses them."""
+        """Lightning's hook; shards stay on their devices for the test after training."""
         self.precision_plugin.teardown()
         assert self.accelerator is not None
         self.accelerator.teardown()
@@ -84,10 +84,16 @@ class FSDP2Strategy(ParallelNetworkStrategy):
         replica.set_requires_gradient_sync(last)
         return nullcontext()
 
-    # ---- checkpoints: whole tensors, on rank 0
+    def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
+        """See NetworkStrategy; the norm of sharded gradients is itself sharded until it is reduced over ranks."""
+        norm = super().gradient_norm(gradients)
+        # Offloaded gradients are on the CPU, while ranks reduce on their devices.
+        return cast("DTensor", norm.to(self.root_device)).full_tensor() if isinstance(norm, DTensor) else norm
+
+    # ---- checkpoints: full tensors, on rank 0
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Lightning's hook: weights as on a single device; tied ones stay one tensor."""
+        """Lightning's hook: full weights, as on a single device; tied ones stay one tensor."""
         module = self.training_module
         owners = {name: id(tensor) for name, tensor in module.named_parameters(remove_duplicate=False)}
         gathered: dict[int, Any] = {}
@@ -95,47 +101,47 @@ class FSDP2Strategy(ParallelNetworkStrategy):
         for name, tensor in module.state_dict().items():
             owner = owners.get(name, id(tensor))
             if owner not in gathered:
-                gathered[owner] = self._whole(tensor)
+                gathered[owner] = self._full(tensor)
             state[name] = gathered[owner]
         return state
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Lightning's hook."""
+        """Lightning's hook: full state, as on a single device."""
         state = optimizer.state_dict()
-        whole = {
-            number: {key: self._whole(value) for key, value in entries.items()}
+        full = {
+            number: {key: self._full(value) for key, value in entries.items()}
             for number, entries in state["state"].items()
         }
-        return {"state": whole, "param_groups": state["param_groups"]}
+        return {"state": full, "param_groups": state["param_groups"]}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Lightning's hook: before sharding and after it."""
+        """Lightning's hook, called before networks are sharded and after."""
         module = self.training_module
         current = module.state_dict()
-        state = {name: part_like(value, current.get(name)) for name, value in checkpoint["state_dict"].items()}
+        state = {name: shard_like(value, current.get(name)) for name, value in checkpoint["state_dict"].items()}
         module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Lightning's hook."""
+        """Lightning's hook: each rank takes its shards from the full state."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            parts = {
-                number: {key: part_like(value, parameters[number]) for key, value in entries.items()}
+            shards = {
+                number: {key: shard_like(value, parameters[number]) for key, value in entries.items()}
                 for number, entries in saved["state"].items()
             }
-            optimizer.load_state_dict({"state": parts, "param_groups": saved["param_groups"]})
+            optimizer.load_state_dict({"state": shards, "param_groups": saved["param_groups"]})
 
-    def _whole(self, value: Any) -> Any:
-        """A tensor from its parts, kept in host memory by rank 0; every rank has to ask."""
+    def _full(self, value: Any) -> Any:
+        """Gather a sharded tensor into rank 0's host memory; called on all ranks. Returns: None on the others."""
         if not isinstance(value, DTensor):
             return value
-        # Parts that are offloaded go through the device, since that is where its ranks can exchange them.
-        whole = cast("DTensor", value.detach().to(self.root_device)).full_tensor()
-        return whole.cpu() if self.is_global_zero else None
+        # Offloaded shards go through the device, where ranks can exchange them.
+        full = cast("DTensor", value.detach().to(self.root_device)).full_tensor()
+        return full.cpu() if self.is_global_zero else None
 
 
 def find_blocks(network: nn.Module) -> list[nn.Module]:
-    """What is gathered at once: the members, as far as they have weights, of the outermost lists and sequences."""
+    """The modules that are gathered as one: members with weights of the outermost lists and sequences."""
     blocks: list[nn.Module] = []
     for child in network.children():
         if isinstance(network, CONTAINERS) and not isinstance(child, CONTAINERS):
@@ -146,27 +152,27 @@ def find_blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def recompute_in_backward(block: nn.Module) -> None:
-    """Keep only a block's input for the backward. Raises: UserError: the block would remember each batch twice."""
+    """Keep only a block's input for the backward. Raises: UserError: the block would track each batch twice."""
     if any(isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in block.modules()):
         raise UserError(
             "strategy.activation_checkpointing=true: BatchNorm would count each batch twice",
             "use strategy.activation_checkpointing=false with this model",
         )
-    # In place of a wrapper module, which would change the names of weights.
+    # A wrapper module would change the names of weights.
     block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def ranks_agree(network: nn.Module, device: torch.device) -> None:
-    """Give every rank rank 0's weights, as DistributedDataParallel does: a part alone cannot be compared later."""
+def broadcast_weights(network: nn.Module, device: torch.device) -> None:
+    """Give every rank rank 0's weights, as DistributedDataParallel does; once sharded they cannot be compared."""
     for tensor in [*network.parameters(), *network.buffers()]:
-        whole = tensor.detach().to(device)
-        torch.distributed.broadcast(whole, src=0)
-        tensor.data.copy_(whole)
+        full = tensor.detach().to(device)
+        torch.distributed.broadcast(full, src=0)
+        tensor.data.copy_(full)
 
 
 def move_unsharded(module: nn.Module, device: torch.device) -> None:
-    """Move what lies outside the sharded networks, which are where they belong already."""
-    if not any(isinstance(part, FSDPModule) for part in module.modules()):
+    """Move what is outside the sharded networks, which are on their devices already."""
+    if not any(isinstance(child, FSDPModule) for child in module.modules()):
         module.to(device)
     elif not isinstance(module, FSDPModule):
         nn.Module._apply(module, lambda tensor: tensor.to(device), recurse=False)
@@ -174,12 +180,12 @@ def move_unsharded(module: nn.Module, device: torch.device) -> None:
             move_unsharded(child, device)
 
 
-def part_like(value: Any, like: Any) -> Any:
-    """This rank's part of a whole tensor, divided as `like` is; anything else as it is."""
+def shard_like(value: Any, like: Any) -> Any:
+    """This rank's shard of a full tensor, sharded as `like` is; any other value unchanged."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
-    # Every rank has read the whole tensor, so nothing needs to be sent.
-    part = distribute_tensor(
+    # Every rank has read the full tensor, so nothing needs to be sent.
+    shard = distribute_tensor(
         value.to(like.device_mesh.device_type), like.device_mesh, like.placements, src_data_rank=None
     )
-    return part.to(like.device)
+    return shard.to(like.device)

@@ -1,0 +1,42 @@
+"""Many runs on two ranks, and the same ones in this process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+
+from trainer.cli import main
+
+
+def in_one_process(directory: Path, words: list[str]) -> Path:
+    """Do a command line in a new directory. Returns: the directory of its run."""
+    directory.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        assert main(words) == 0
+    return only_run(directory)
+
+
+def only_run(directory: Path) -> Path:
+    """The run called `run` below a directory."""
+    (run,) = directory.glob("outputs/*/run")
+    return run
+
+
+def on_two_ranks(folder: Path, lines: dict[Path, list[str]]) -> dict[Path, list[dict[str, Any]]]:
+    """Do command lines on two ranks under torchrun. Returns: what each rank reported, by directory."""
+    file = folder / "lines.json"
+    file.write_text(json.dumps([{"directory": str(d), "words": words} for d, words in lines.items()]))
+    script = REPOSITORY / "tests" / "distributed" / "many_runs.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in (0, 1)]
+    assert all(report["code"] == 0 for reports in ranks for report in reports), done.stdout + done.stderr
+    return {directory: list(reports) for directory, *reports in zip(lines, *ranks, strict=True)}

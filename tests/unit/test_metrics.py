@@ -1,0 +1,74 @@
+"""Throughput and gradient norms against known numbers."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import SPIRALS_WORDS
+from pytorch_lightning.plugins import MixedPrecision
+
+from trainer.data.batch import StepBatch
+from trainer.engine.build import build_data_and_module, build_trainer
+from trainer.observe.metrics import TrainingMetrics
+from trainer.verbs.prepare import Options, prepare
+
+NUM_SAMPLES, STEP_S, FLOPS, PEAK = 32, 0.25, 5e12, 989e12
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.lines.append(metrics)
+
+
+def test_throughput_is_that_of_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps of a quarter of a second, each of 32 samples and 5 TFLOP, as if two H100 had done them."""
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2**30)
+    plan = prepare(SPIRALS_WORDS, Options())
+    module = plan.task.build_module(plan.config, plan.task.build_data(plan.config))
+    module._device = torch.device("cuda", 0)
+    module.last_lrs = {"model": 0.1}
+    recorder = Recorder()
+    trainer: Any = SimpleNamespace(loggers=[recorder], world_size=2, current_epoch=0, global_step=0, datamodule=None)
+    metrics = TrainingMetrics(2, "bf16-mixed")
+    metrics.on_train_start(trainer, module)
+    batch: Any = StepBatch([], NUM_SAMPLES)
+    for step in range(1, 5):
+        metrics.on_train_batch_start(trainer, module, batch, step - 1)
+        now[0] += STEP_S
+        trainer.global_step = step
+        sums = {"loss": torch.tensor(NUM_SAMPLES * 0.5), "num_flops": torch.tensor(FLOPS)}
+        metrics.on_train_batch_end(trainer, module, sums, batch, step - 1)
+    assert len(recorder.lines) == 2
+    for line in recorder.lines:
+        assert line["train/loss"] == pytest.approx(0.5)
+        assert line["perf/step_time_s"] == pytest.approx(STEP_S)
+        assert line["perf/samples_per_s"] == pytest.approx(NUM_SAMPLES / STEP_S)
+        assert line["perf/flops_per_s"] == pytest.approx(FLOPS / STEP_S)
+        assert line["perf/mfu"] == pytest.approx(FLOPS / STEP_S / (2 * PEAK))
+
+
+def gradient_norm(folder: Path, fused: bool, scaler: torch.amp.GradScaler | None) -> float:
+    """The norm that a run of two steps logs; with a scaler in 16-mixed, which the configuration allows on GPUs only."""
+    words = ["optimizer=adam", f"optimizer.fused={fused}", "trainer.max_steps=2", "trainer.log_every_n_steps=1"]
+    plan = prepare([*SPIRALS_WORDS, *words, "trainer.limit_val_batches=0", "model.dropout=0.0"], Options())
+    data, module = build_data_and_module(plan.config, plan.task, plan.world)
+    trainer = build_trainer(plan.config, plan.world, folder, [], [])
+    if scaler is not None:
+        trainer.strategy._precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    trainer.fit(module, datamodule=data)
+    return float(module.grad_norms["model"])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_logged_norm_has_no_loss_scale(fused: bool, tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    assert gradient_norm(tmp_path, fused, scaler) == pytest.approx(gradient_norm(tmp_path, fused, None), rel=0.02)
+    assert scaler.get_scale() == 2.0**10
