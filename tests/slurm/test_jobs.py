@@ -133,9 +133,7 @@ def test_what_slurm_gave_is_compared_with_what_was_asked(cluster: Cluster, tmp_p
         return done.stdout + done.stderr
 
     line = [sys.executable, "-m", "trainer", *SHORT]
-    assert "trainer.devices=2: slurm started 1 rank on" in refused(
-        "srun", "-N2", "-n2", *line, "trainer.devices=2"
-    )
+    assert "trainer.devices=2: slurm started 1 rank on" in refused("srun", "-N2", "-n2", *line, "trainer.devices=2")
     assert "srun started 2,1 tasks" in refused("srun", "-N2", "-n3", *line)
     assert "trainer.num_nodes=3" in refused("srun", "-N2", "-n2", *line, "trainer.num_nodes=3")
     assert "SLURM gave 2 tasks on 2 nodes" in refused("salloc", "-N2", "-n2", *line)
