@@ -1,8 +1,8 @@
 #!/bin/bash
-# One run on several hosts over ssh, each with this directory, code and interpreter in the same place:
+# One run on several hosts over ssh. Each host needs this directory, the code and the interpreter at the same path:
 #   launch/torchrun.sh "node1 node2" task=bert batch.global_size=256
-# RANKS: ranks a host (default: its GPUs). ENDPOINT: address:port of the first host. INTERFACE: network between them.
-# PYTHON: interpreter there. SSH: what reaches a host.
+# RANKS: ranks on each host (default: its GPUs). ENDPOINT: address:port of the first host. INTERFACE: network interface
+# between the hosts. PYTHON: interpreter on the hosts. SSH: command that runs a command on a host.
 set -euo pipefail
 read -ra hosts <<<"$1"
 shift

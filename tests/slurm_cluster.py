@@ -45,19 +45,19 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a user of the cluster types."""
+    """The commands of a user of the cluster."""
 
     environment: dict[str, str]
 
     def run(self, *command: str, cwd: Path | None = None, **environment: str) -> str:
-        """A command's output. Fails with what it said where its exit code is not 0."""
+        """A command's output. Fails with it where the exit code is not 0."""
         done = subprocess.run(
             command,
             cwd=cwd,
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -65,11 +65,11 @@ class Cluster:
 
     def submit(self, directory: Path, *words: str, **environment: str) -> "Job":
         """python -m trainer launch=slurm WORDS in a directory."""
-        told = self.run(sys.executable, "-m", "trainer", "launch=slurm", *words, cwd=directory, **environment)
-        return self.told(told)
+        command = [sys.executable, "-m", "trainer", "launch=slurm", *words]
+        return self.submitted(self.run(*command, cwd=directory, **environment))
 
-    def told(self, text: str) -> "Job":
-        """The job that the trainer says it has submitted."""
+    def submitted(self, text: str) -> "Job":
+        """The job that the trainer's output names."""
         number, log = re.search(r"^job (\d+)", text), re.search(r"tail -F (\S+)", text)
         assert number is not None, text
         return Job(self, number.group(1), Path(log.group(1)) if log else Path())
@@ -88,7 +88,7 @@ class Job:
     log: Path
 
     def facts(self) -> str:
-        """scontrol's view."""
+        """scontrol's description of it."""
         return self.cluster.run("scontrol", "show", "job", "--oneliner", self.number)
 
     def state(self) -> str:
@@ -98,12 +98,12 @@ class Job:
         return match.group(1)
 
     def wait(self, timeout_s: float = 120) -> str:
-        """The state that it ends in."""
+        """Wait for its end. Returns: its final state."""
         wait_until(lambda: self.state() in FINAL_STATES, timeout_s)
         return self.state()
 
     def output(self) -> str:
-        """What its log holds."""
+        """The text of its log."""
         return self.log.read_text() if self.log.is_file() else ""
 
 

@@ -1,11 +1,10 @@
-"""Two network namespaces, joined by a cable that can be pulled, are two hosts for torchrun."""
+"""Two network namespaces, connected by a virtual cable that can be cut, are two hosts for torchrun."""
 
 import os
 import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +74,7 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def listening_addresses(pid: int) -> set[str]:
-    """Where anything in a process's network namespace listens, but loopback."""
+    """Addresses on which any process of a network namespace listens, except loopback."""
     found = set()
     for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
@@ -85,7 +84,7 @@ def listening_addresses(pid: int) -> set[str]:
     return {address for address in found if not address.startswith("127.")}
 
 
-def test_a_cut_link_ends_both_sides_and_the_same_line_resumes(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+def test_a_cut_link_ends_both_sides_and_the_same_command_resumes(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     words = [
         *SPIRALS_WORDS,
         f"launch.timeout_s={TIMEOUT_S}",
@@ -102,14 +101,8 @@ def test_a_cut_link_ends_both_sides_and_the_same_line_resumes(hosts: tuple[Host,
     for side, host in zip(sides, hosts, strict=True):
         assert listening_addresses(side.pid) == {host.address}
     ip("-n", hosts[0].name, "link", "set", hosts[0].interface, "down")
-    cut_at, ended = time.monotonic(), {}
-    while len(ended) < 2 and time.monotonic() - cut_at < 60:
-        ended |= {n: time.monotonic() - cut_at for n, p in enumerate(sides) if p.poll() is not None and n not in ended}
-        time.sleep(0.02)
-    outputs = [side.communicate(timeout=10)[0] for side in sides]
-
-    print("seconds from the cut to the end:", ended)
-    assert all(ended[n] < TIMEOUT_S + 5 for n in (0, 1)), ended
+    # Without the timeout of the group a side would wait for TCP's own, a quarter of an hour.
+    outputs = [side.communicate(timeout=100)[0] for side in sides]
     for number, (output, other) in enumerate(zip(outputs, reversed(hosts), strict=True)):
         assert f"rank {number} has lost its peers: rank {1 - number}" in output, output
         assert f"{other.address}) cannot be reached" in output

@@ -1,4 +1,4 @@
-"""What would end a run is found before it starts, with the remedy; a machine that is fit is told to be."""
+"""The doctor finds what would end a run, with the remedy, and nothing on a machine that is in order."""
 
 import json
 import os
@@ -7,14 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SPIRALS_WORDS, CommandLine
+from conftest import REPOSITORY, SPIRALS_WORDS, CommandLine
 from slurm_cluster import Cluster, cluster
 from watching import wait_until
 
@@ -24,7 +23,7 @@ from trainer.config.schema import Config
 from trainer.faults.signals import STOP_FILE_VARIABLE
 from trainer.verbs import doctor
 from trainer.verbs.doctor import examine
-from trainer.verbs.doctor.child import run_child
+from trainer.verbs.doctor.child import run_child, waits_for_child
 from trainer.verbs.doctor.report import Check, Finding
 from trainer.verbs.doctor.storage import needed_bytes
 from trainer.world import World
@@ -38,11 +37,11 @@ ONE_RANK = World("single", "cpu", 1, 1, 1)
 class Case:
     """Faults planted together in the current directory and the environment.
 
-    told: of each fault, a part of what is found and a part of the remedy.
+    findings: of each fault, a part of what is found and a part of the remedy.
     """
 
     words: list[str]
-    told: list[tuple[str, str]]
+    findings: list[tuple[str, str]]
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,12 +99,12 @@ CASES: dict[str, Case] = {
         [("launch.interface=nosuch0", "launch.interface=NAME"), ("no address", "launch.endpoint=HOST:PORT")],
     ),
     "no sbatch": Case(["launch=slurm"], [("there is no sbatch", "launch.dry_run=true")], NO_PROGRAMS),
-    "ranks of a job that nobody has started": Case(
-        [], [("SLURM gave 4 task(s) on 2 node(s)", "trainer.devices")], IN_A_JOB
+    "ranks of a job that srun has not started": Case(
+        [], [("SLURM gave 4 tasks on 2 nodes", "trainer.devices")], IN_A_JOB
     ),
-    "another job than was asked for": Case(
+    "a job with another number of nodes": Case(
         ["launch=slurm", "launch.nodes=2"],
-        [("the ranks are on 1 node(s) of the job", "launch.nodes")],
+        [("the ranks are on 1 node of the job", "launch.nodes")],
         {**IN_A_JOB, STOP_FILE_VARIABLE: "stopped", "SLURM_STEP_NUM_NODES": "1"},
     ),
     "ranks that cannot meet": Case(
@@ -121,12 +120,12 @@ CASES: dict[str, Case] = {
 
 @pytest.fixture
 def patient(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory whose `site` comes first on the path, also in children; no key, cache or hub of the user's."""
+    """A directory whose `site` comes first on the path, also in children; no key, cache or hub of the user."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(in_directory / "none"))
     monkeypatch.setenv("TRAINER_CACHE", str(in_directory / "cache"))
     monkeypatch.setenv("HF_HOME", str(in_directory / "hub"))
-    monkeypatch.setenv("PYTHONPATH", str(in_directory / "site"))
+    monkeypatch.setenv("PYTHONPATH", f"{in_directory / 'site'}:{REPOSITORY}")
     monkeypatch.syspath_prepend(in_directory / "site")
     return in_directory
 
@@ -139,9 +138,9 @@ def failures_of(output: str) -> list[Finding]:
     return [finding for finding in findings_of(output) if finding.status == "failure"]
 
 
-def assert_told(told: list[Finding], faults: Sequence[tuple[str, str]]) -> None:
+def assert_found(findings: list[Finding], faults: Sequence[tuple[str, str]]) -> None:
     for found, remedy in faults:
-        assert [f for f in told if found in f.found and remedy in f.remedy], (found, told)
+        assert [f for f in findings if found in f.found and remedy in f.remedy], (found, findings)
 
 
 @pytest.mark.slow
@@ -158,43 +157,69 @@ def test_planted_faults_are_found(
 
     code = main(["doctor", "--json", *SPIRALS_WORDS, *case.words])
 
-    told = failures_of(capfd.readouterr().out)
+    failures = failures_of(capfd.readouterr().out)
     assert code == 2
-    assert_told(told, case.told)
-    assert len(told) <= len(case.told) + 1, told
+    assert_found(failures, case.findings)
+    assert len(failures) <= len(case.findings) + 1, failures
     assert not (patient / "outputs").exists()
 
 
-def test_a_fit_machine_is_told_to_be_and_two_ranks_really_sum(patient: Path, command_line: CommandLine) -> None:
-    before, start = os.times(), time.monotonic()
-    done = command_line("doctor", "--json", *SPIRALS_WORDS, "trainer.devices=2", PYTHONPATH="")
-    wall_s, after = time.monotonic() - start, os.times()
-    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
-    print(f"{cpu_s:.1f} s of CPU, {wall_s:.1f} s of wall time")
+def test_on_a_machine_in_order_two_ranks_really_sum(patient: Path, command_line: CommandLine) -> None:
+    done = command_line("doctor", "--json", *SPIRALS_WORDS, "trainer.devices=2", timeout_s=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["fit"]
     (summed,) = [finding for finding in findings_of(done.stdout) if finding.name == "all-reduce"]
-    print(summed.found)
     assert summed.status == "ok"
-    assert "2 rank(s) of this node, gloo: the sum is right" in summed.found
+    assert "2 ranks of this node, gloo: the sum is right" in summed.found
     assert "GB/s" in summed.found
-    assert cpu_s < 30.0
-    assert json.loads(done.stdout)["time_s"] < 30.0
 
 
-def test_people_get_a_table_with_the_remedy(patient: Path, capfd: pytest.CaptureFixture[str]) -> None:
+# Every rank's all-reduce adds something to the first element; single numbers, such as counts, are summed as they are.
+WRONG_SUM = """import torch.distributed as dist
+real = dist.all_reduce
+def all_reduce(values, *arguments, **options):
+    real(values, *arguments, **options)
+    if values.numel() > 1:
+        values[0] += 1
+dist.all_reduce = all_reduce
+"""
+
+
+def test_a_wrong_sum_is_a_failure(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (patient / "site").mkdir()
+    (patient / "site" / "sitecustomize.py").write_text(WRONG_SUM)
+    # As torchrun starts a rank; a sharding strategy has a process group also on one.
+    environment = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in {**environment, "TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    one_rank = replace(ONE_RANK, launcher="torchrun")
+    (found,) = examine([doctor.check_all_reduce], config("strategy=fsdp2"), one_rank)
+    assert (found.status, found.name) == ("failure", "all-reduce")
+    # One element in each of the five repetitions.
+    assert "5 wrong elements in the sum of an all-reduce over 1 rank" in found.found
+    assert found.remedy
+
+
+LIMITED = ["bash", "-c", 'ulimit -n 40 && exec "$@"', "_"]
+
+
+def test_people_get_a_table_with_the_remedy(patient: Path) -> None:
     (patient / "tasks").mkdir()
     (patient / "taken").write_text("text")
-    assert main(["doctor", *SPIRALS_WORDS, "run.root=taken"]) == 2
-    told = capfd.readouterr().out
-    assert "failure" in told
-    assert "-> run.root=DIRECTORY" in told
-    # A folder that takes no effect ends no run.
-    assert "name yours with plugins=[FOLDER]" in " ".join(told.replace("│", "").split())
-    assert "1 failure" in told or "2 failure" in told
+    command = [*LIMITED, sys.executable, "-m", "trainer", "doctor", *SPIRALS_WORDS, "run.root=taken"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 2, done.stderr
+    text = " ".join(done.stdout.replace("│", "").split())
+    assert "-> run.root=DIRECTORY" in text
+    assert "40 per process, and 1 rank may need 52 -> " in text
+    assert "-> ulimit -n 52" in text or "-> raise nofile" in text
+    # A folder that is not used ends no run.
+    assert "name yours with plugins=[FOLDER]" in text
+    # run.root is reported by validation too.
+    assert "3 failures, " in text or "2 failures, " in text
 
 
-def test_a_mistake_on_the_line_is_told_as_everywhere(patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_printed_as_by_other_verbs(patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *SPIRALS_WORDS, "optimizer.lrr=1"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -205,18 +230,6 @@ def test_nothing_is_imported_before_the_configuration_is_valid(patient: Path) ->
     words = ["doctor", *SPIRALS_WORDS, "optimizer.lr=-1"]
     code = f"import sys\nfrom trainer.cli import main\nmain({words!r})\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
-
-
-LIMITED = ["bash", "-c", 'ulimit -n 40 && exec "$@"', "_"]
-
-
-def test_few_open_files(patient: Path) -> None:
-    command = [*LIMITED, sys.executable, "-m", "trainer", "doctor", "--json", *SPIRALS_WORDS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 2, done.stderr
-    (told,) = failures_of(done.stdout)
-    assert "40 a process" in told.found
-    assert told.remedy.startswith(("ulimit -n 52", "raise nofile"))
 
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount", "bash", "-c"]
@@ -253,23 +266,23 @@ def test_file_systems(name: str, patient: Path) -> None:
         (patient / folder).mkdir()
     script = " && ".join([f"mount -t tmpfs {mount}" for mount in mounts] + ['exec "$@"'])
     command = [*NAMESPACE, script, "_", sys.executable, "-m", "trainer", "doctor", "--json", *SPIRALS_WORDS, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 2, done.stderr
-    assert_told(failures_of(done.stdout), faults)
+    assert_found(failures_of(done.stdout), faults)
 
 
 def look(check: Check, *words: str) -> list[Finding]:
     """One check by itself."""
-    return examine([check], config(*words), ONE_RANK, time.monotonic() + 20)
+    return examine([check], config(*words), ONE_RANK)
 
 
 def test_data_that_is_there_but_empty(patient: Path) -> None:
     words = ("task=cnn", "data=image_folder", "data.path=photographs")
     folder = patient / "photographs"
     folder.mkdir()
-    assert_told(look(doctor.check_data, *words), [("the directory is empty", "data.path=PATH")])
+    assert_found(look(doctor.check_data, *words), [("the directory is empty", "data.path=PATH")])
     (folder / "a.png").touch()
-    assert_told(look(doctor.check_data, *words), [("a.png is empty", "copy it again")])
+    assert_found(look(doctor.check_data, *words), [("a.png is empty", "copy it again")])
     (folder / "a.png").write_bytes(b"an image")
     assert [f.status for f in look(doctor.check_data, *words)] == ["ok"]
 
@@ -277,7 +290,7 @@ def test_data_that_is_there_but_empty(patient: Path) -> None:
 def test_data_on_a_hub_without_a_route(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", NOBODY)
     words = ("task=cnn", "data=cifar10")
-    assert_told(look(doctor.check_data, *words), [("uoft-cs/cifar10 is not in", "data.path=DIRECTORY")])
+    assert_found(look(doctor.check_data, *words), [("uoft-cs/cifar10 is not in", "data.path=DIRECTORY")])
     (patient / "hub" / "datasets" / "uoft-cs___cifar10").mkdir(parents=True)
     assert [f.found for f in look(doctor.check_data, *words)] == ["uoft-cs/cifar10 is in the local cache"]
 
@@ -286,7 +299,7 @@ def test_an_operator_of_deepspeed_without_a_compiler(patient: Path, monkeypatch:
     for variable, value in {**NO_PROGRAMS, "DS_PIN_MEMORY_BACKEND": "native"}.items():
         monkeypatch.setenv(variable, value)
     found = look(doctor.check_deepspeed, "strategy=deepspeed_stage_2_offload")
-    assert_told(found, [("PinMemoryBuilder has to be built, and there is no C++ compiler", "apt-get install g++")])
+    assert_found(found, [("PinMemoryBuilder has to be built, and there is no C++ compiler", "apt-get install g++")])
     assert [f.status for f in found] == ["failure"]
 
 
@@ -295,7 +308,7 @@ def test_an_endpoint_that_is_taken(patient: Path) -> None:
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
         words = ("trainer.num_nodes=2", f"launch.endpoint={endpoint}")
         found = look(doctor.check_network, *words)
-    assert_told(found, [(f"{endpoint} cannot be listened at", "a free port")])
+    assert_found(found, [(f"cannot listen at {endpoint}", "a free port")])
     assert "failure" not in [f.status for f in look(doctor.check_network, *words)]
 
 
@@ -304,7 +317,7 @@ def test_a_cluster_that_does_not_answer(patient: Path, monkeypatch: pytest.Monke
     settings = "ClusterName=none\nSlurmctldHost=localhost\nSlurmctldPort=1\nAuthType=auth/none\nMessageTimeout=1\n"
     (patient / "slurm.conf").write_text(settings)
     monkeypatch.setenv("SLURM_CONF", str(patient / "slurm.conf"))
-    assert_told(look(doctor.check_slurm, "launch=slurm"), [("sbatch refuses 1 node(s)", "launch.partition")])
+    assert_found(look(doctor.check_slurm, "launch=slurm"), [("sbatch refuses 1 node", "launch.partition")])
 
 
 @pytest.mark.slurm
@@ -312,27 +325,27 @@ def test_a_real_cluster_takes_the_job_or_refuses_it(cluster: Cluster, tmp_path: 
     def asked(*words: str) -> Finding:
         command = [sys.executable, "-m", "trainer", "doctor", "--json", *SPIRALS_WORDS, "launch=slurm", *words]
         done = subprocess.run(
-            command, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, check=False, timeout=60
+            command, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, check=False, timeout=280
         )
-        (told,) = [finding for finding in findings_of(done.stdout) if finding.name == "SLURM"]
-        assert done.returncode == (2 if told.status == "failure" else 0), done.stdout
-        return told
+        (finding,) = [finding for finding in findings_of(done.stdout) if finding.name == "SLURM"]
+        assert done.returncode == (2 if finding.status == "failure" else 0), done.stdout
+        return finding
 
     assert asked("launch.nodes=2").status == "ok"
     for words in (["launch.nodes=3", "batch.global_size=33"], ["launch.partition=night"]):
-        told = asked(*words)
-        assert told.status == "failure"
-        assert "sbatch refuses" in told.found
-        assert "partitions here: main (2 nodes" in told.remedy
+        finding = asked(*words)
+        assert finding.status == "failure"
+        assert "sbatch refuses" in finding.found
+        assert "partitions here: main (2 nodes" in finding.remedy
     assert cluster.run("squeue", "--noheader") == ""
 
 
 @pytest.mark.slurm
 def test_the_ranks_of_a_real_job_sum_over_its_nodes(cluster: Cluster, tmp_path: Path) -> None:
     words = ["-m", "trainer", "doctor", "--json", *SPIRALS_WORDS]
-    told = cluster.run("srun", "-N2", sys.executable, *words, cwd=tmp_path)
-    (summed,) = [finding for finding in findings_of(told) if finding.name == "all-reduce"]
-    assert "2 ranks on 2 node(s), gloo: the sum is right" in summed.found
+    output = cluster.run("srun", "-N2", sys.executable, *words, cwd=tmp_path)
+    (summed,) = [finding for finding in findings_of(output) if finding.name == "all-reduce"]
+    assert "2 ranks on 2 nodes, gloo: the sum is right" in summed.found
 
 
 def config(*words: str) -> Config:
@@ -350,17 +363,30 @@ def test_a_check_that_hangs_or_raises_is_a_finding() -> None:
         yield Finding("driver", "ok", "seen")
         raise OSError("no such device")
 
-    start = time.monotonic()
-    told = examine([check_mount, check_driver], config(), ONE_RANK, start + 0.5)
+    found = examine([check_mount, check_driver], config(), ONE_RANK, answer_s=0.5)
     forever.set()
-    assert time.monotonic() - start < 5
-    assert [(f.name, f.status) for f in told] == [
+    assert [(f.name, f.status) for f in found] == [
         ("mount", "ok"), ("mount", "failure"), ("driver", "ok"), ("driver", "failure"),
     ]  # fmt: skip
-    assert "no answer" in told[1].found
-    assert "OSError: no such device" in told[3].found
-    assert told[1].remedy
-    assert told[3].remedy
+    assert "no answer within 0.5 s" in found[1].found
+    assert "OSError: no such device" in found[3].found
+    assert found[1].remedy
+    assert found[3].remedy
+
+
+def test_a_check_whose_child_works_longer_is_waited_for() -> None:
+    waited = threading.Event()
+
+    def check_slow(config: Config, world: World) -> Iterator[Finding]:
+        # Time for an answer passes while the child is at work.
+        child = run_child([sys.executable, "-c", "import time; time.sleep(1.5); print('done')"])
+        waited.set()
+        yield Finding("slow", "ok", child.output.strip())
+
+    (found,) = examine([check_slow], config(), ONE_RANK, answer_s=1.0)
+    assert waited.is_set()
+    assert (found.status, found.found) == ("ok", "done")
+    assert not waits_for_child(threading.get_ident())
 
 
 def lives(pid: int) -> bool:
@@ -370,26 +396,45 @@ def lives(pid: int) -> bool:
         return False
 
 
-def test_a_child_ends_at_its_time_limit_with_what_it_has_started(tmp_path: Path) -> None:
-    script = f"setsid sleep 60 & echo $! > {tmp_path}/started; echo waiting >&2; wait"
-    child = run_child(["bash", "-c", script], 1.0)
+def test_a_child_that_hangs_is_killed_with_what_it_has_started(tmp_path: Path) -> None:
+    script = f"setsid sleep 600 & echo $! > {tmp_path}/started; echo waiting >&2; wait"
+    child = run_child(["bash", "-c", script], stall_s=1.0)
     assert child.code is None
-    assert child.error_line == "no answer within its time limit: waiting"
-    wait_until(lambda: not lives(int((tmp_path / "started").read_text())), 10)
+    assert child.error_line == "no answer, the last line was: waiting"
+    wait_until(lambda: not lives(int((tmp_path / "started").read_text())), 60)
+
+
+def test_a_slow_child_is_not_killed() -> None:
+    """It works longer than a child may be idle, on cores that other processes keep busy."""
+    code = "import time\nwhile time.process_time() < 1.5: pass\nprint('done')"
+    command = [sys.executable, "-c", code]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        child = run_child(command, stall_s=1.0)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert (child.code, child.output.strip()) == (0, "done")
+
+
+def test_a_child_that_spins_is_killed_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.verbs.doctor.child.LONGEST_S", 0.5)
+    assert run_child([sys.executable, "-c", "while True: pass"], stall_s=1.0).code is None
 
 
 def test_ranks_that_never_answer_end_with_the_check(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.verbs.doctor.all_reduce.TIME_LIMIT_S", 6.0)
+    monkeypatch.setattr("trainer.verbs.doctor.all_reduce.STALL_S", 3.0)
     (patient / "site").mkdir()
     note = f"open('{patient}/rank-' + str(os.getpid()), 'w')"
-    asleep = f"import os, time\nif 'RANK' in os.environ:\n    {note}\n    time.sleep(60)\n"
+    asleep = f"import os, time\nif 'RANK' in os.environ:\n    {note}\n    time.sleep(600)\n"
     (patient / "site" / "sitecustomize.py").write_text(asleep)
     two_ranks = replace(ONE_RANK, launcher="elastic", world_size=2, local_world_size=2)
-    told = examine([doctor.check_all_reduce], config("trainer.devices=2"), two_ranks, time.monotonic() + 20)
-    assert_told(told, [("2 rank(s) of this node: no answer within its time limit", "127.0.0.1")])
+    found = examine([doctor.check_all_reduce], config("trainer.devices=2"), two_ranks)
+    assert_found(found, [("2 ranks of this node: no answer", "127.0.0.1")])
     started = [int(file.name.partition("-")[2]) for file in patient.glob("rank-*")]
     assert len(started) == 2
-    wait_until(lambda: not any(map(lives, started)), 10)
+    wait_until(lambda: not any(map(lives, started)), 60)
 
 
 def test_room_is_what_checkpoints_take(patient: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the doctor makes of devices that tests do not have, and its arithmetic."""
+"""Findings about devices that the test machine does not have, and the doctor's arithmetic."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +29,7 @@ def test_operators_that_a_file_asks_for() -> None:
     assert needed_builders({"zero_optimization": {"stage": 3}}, {"DS_PIN_MEMORY_BACKEND": "native"}) == []
 
 
-# What the probe reports, of machines that tests do not have.
+# Reports of the probe from machines that tests do not have.
 GPU: dict[str, Any] = {
     "name": "H100", "total": 80 * 2**30, "free": 79 * 2**30, "error": None, "blas_error": 1e-7, "cudnn_error": 1e-7,
 }  # fmt: skip
@@ -43,26 +43,26 @@ def statuses(findings: Iterator[Finding]) -> dict[str, str]:
     return {finding.name: finding.status for finding in findings}
 
 
-def test_gpus_that_are_well_and_that_are_not() -> None:
+def test_healthy_and_faulty_gpus() -> None:
     assert statuses(torch_findings(REPORT, TWO_GPUS, 2)) == {"torch": "ok"}
     assert statuses(gpu_findings(REPORT, TWO_GPUS, None)) == {"GPU 0": "ok", "GPU 1": "ok", "GPU links": "ok"}
     cpu_build = {**REPORT, "cuda": None, "gpus": []}
-    (told,) = torch_findings(cpu_build, TWO_GPUS, 2)
-    assert (told.status, told.found) == ("failure", "2.13.0, built for the CPU; 2 GPU(s) are here")
+    (found,) = torch_findings(cpu_build, TWO_GPUS, 2)
+    assert (found.status, found.found) == ("failure", "2.13.0, built for the CPU; 2 GPUs here")
     old_driver = {**REPORT, "error": "the NVIDIA driver on your system is too old", "gpus": []}
     assert statuses(torch_findings(old_driver, TWO_GPUS, 2)) == {"torch": "failure"}
     assert statuses(torch_findings({**REPORT, "blas_error": 0.1}, TWO_GPUS, 2))["BLAS"] == "failure"
-    ill = {**REPORT, "gpus": [{**GPU, "blas_error": 0.02}, {**GPU, "free": 2**30}], "without_peer_access": [(0, 1)]}
-    assert statuses(gpu_findings(ill, TWO_GPUS, None)) == {
+    faulty = {**REPORT, "gpus": [{**GPU, "blas_error": 0.02}, {**GPU, "free": 2**30}], "without_peer_access": [(0, 1)]}
+    assert statuses(gpu_findings(faulty, TWO_GPUS, None)) == {
         "GPU 0": "failure", "GPU 1": "warning", "GPU links": "warning",
     }  # fmt: skip
     nan = {**REPORT, "gpus": [{**GPU, "cudnn_error": float("nan")}]}
     assert statuses(gpu_findings(nan, TWO_GPUS, None)) == {"GPU 0": "failure"}
 
 
-def test_clocks_that_are_held_down() -> None:
+def test_clocks_held_down_by_a_fault() -> None:
     lines = "0, 580.65, 210, 1980, 31, 0x0000000000000001\n1, 580.65, 345, 1980, 92, 0x0000000000000040\n"
     driver, idle, hot = parsed_driver(lines)
-    assert driver.found == "580.65, 2 GPU(s)"
+    assert driver.found == "580.65, 2 GPUs"
     assert idle.status == "ok"
     assert (hot.status, hot.found) == ("warning", "GPU 1: 345 of 1980 MHz, 92 degrees C, too hot (hardware)")

@@ -1,31 +1,48 @@
-"""What `plan` says is what the run would be."""
+"""What `plan` prints is what the run would be."""
 
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from conftest import SPIRALS_WORDS, CommandLine
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from trainer.cli import main
+from trainer.config.compose import compose_mapping, typed
 from trainer.config.groups import AdamConfig, SGDConfig
 from trainer.config.schema import Config, SchedulerConfig
 from trainer.config.strategies import FSDP2Config, ZeroConfig
 from trainer.estimate.activations import saved_bytes
 from trainer.estimate.memory import ModelSizes, estimate
+from trainer.launch import discover
 from trainer.launch.discover import planned_world
 from trainer.optim.lr_schedule import lr_factor
 from trainer.task import TaskSpec
+from trainer.verbs.doctor.configuration import check_configuration, find_world
 from trainer.verbs.plan import batch_arithmetic
 from trainer.verbs.prepare import Options, prepare
 
-MANY = ["trainer.devices=8", "trainer.num_nodes=8", "batch.global_size=1024", "logger=none"]
+MANY = [
+    "trainer.accelerator=cuda",
+    "trainer.devices=8",
+    "trainer.num_nodes=8",
+    "batch.global_size=1024",
+    "logger=none",
+]
+# Each takes seconds to import; torch itself counts the parameters.
+HEAVY = (
+    "pytorch_lightning",
+    "deepspeed",
+    "transformers",
+    "datasets",
+    "wandb",
+    "sklearn",
+    "matplotlib",
+    "torch._dynamo",
+)
 
 
 def prepared(*words: str) -> tuple[Config, TaskSpec]:
@@ -33,31 +50,21 @@ def prepared(*words: str) -> tuple[Config, TaskSpec]:
     return plan.config, plan.task
 
 
-@pytest.mark.parametrize("task", ["cnn", "dcgan", "bert"])
-def test_64_devices_take_less_than_three_seconds_and_no_big_package(task: str, tmp_path: Path) -> None:
+def test_64_devices_import_no_heavy_package(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom trainer.cli import main\n"
-        f"code = main(['plan', 'task={task}', *{MANY!r}])\n"
-        "big = {'deepspeed', 'pytorch_lightning', 'transformers', 'datasets', 'wandb'} & set(sys.modules)\n"
-        "sys.exit(f'imported {big}' if big else code)\n"
+        "for task in ('cnn', 'dcgan', 'bert'):\n"
+        f"    assert main(['plan', f'task={{task}}', *{MANY!r}]) == 0\n"
+        f"print('imported:', *({set(HEAVY)!r} & set(sys.modules)))\n"
     )
-    start = time.monotonic()
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        usage = psutil.Process(process.pid)
-        assert process.stdout is not None
-        output = process.stdout.read()
-        times = usage.cpu_times()
-    wall_s, cpu_s = time.monotonic() - start, times.user + times.system
-    print(f"{task}: {cpu_s:.2f} s of CPU, {wall_s:.2f} s of wall time")
-    assert process.returncode == 0
-    assert "64 = 8 node(s) x 8, cuda" in output
-    assert "deepspeed_stage_3" in output
-    # The time of the process itself: others on this machine must not decide.
-    assert cpu_s < 3.0
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1].strip() == "imported:"
+    assert output.count("64 = 8 nodes x 8, cuda") == 3
+    assert output.count("deepspeed_stage_3") >= 3
 
 
-def test_devices_that_are_not_here_are_no_mistake_but_contradictions_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_devices_are_no_error_but_contradictions_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "task=cnn", "trainer.accelerator=cuda", "trainer.devices=4", "batch.global_size=64"]) == 0
     assert main(["plan", "task=cnn", "trainer.devices=64", "batch.global_size=65", "optimizer.lr=-1"]) == 2
     assert "optimizer.lr=-1" in capsys.readouterr().err
@@ -65,36 +72,77 @@ def test_devices_that_are_not_here_are_no_mistake_but_contradictions_are(capsys:
     assert "nearest: 64 or 128" in capsys.readouterr().err
 
 
-def test_the_plan_of_the_spirals_says_what_it_cannot_know(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", *SPIRALS_WORDS]) == 0
-    told = capsys.readouterr().out
-    assert "known once the data is read" in told
-    assert "32 = 1 ranks x 1 micro-steps x 32" in told
+def ranks_by_doctor(*words: str) -> str:
+    """The ranks that the doctor reports, whether or not they could start here."""
+    config, task = typed(compose_mapping(words))
+    world, _ = find_world(config)
+    (finding,) = check_configuration(config, task, world)
+    return finding.found
 
 
-@pytest.mark.parametrize("task", ["cnn", "dcgan", "bert"])
-def test_parameters_and_steps_are_those_of_the_run(task: str, command_line: CommandLine, tmp_path: Path) -> None:
-    words = [f"task={task}", "logger=none", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
-    config, spec = prepared(*words)
-    sizes = spec.model_sizes(config)
-    assert sizes is not None
-    plan = prepare(words, Options(), planned_world)
-    code = (
-        "import json, sys, torch\nfrom trainer.verbs.prepare import prepare, Options\n"
-        f"plan = prepare({words!r}, Options())\n"
-        "data = plan.task.build_data(plan.config)\ndata.load(torch.device('cpu'))\n"
-        "module = plan.task.build_module(plan.config, data)\n"
-        "counts = {n: sum(p.numel() for p in m.parameters()) for n, m in module.networks().items()}\n"
-        "print(json.dumps([counts, data.train_sampler().num_steps]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    counts, num_steps = json.loads(done.stdout.splitlines()[-1])
-    assert batch_arithmetic(plan, sizes).steps_per_epoch == num_steps
-    if task == "bert":
-        # The learnt vocabulary may be smaller than the configured one.
-        assert 0 <= sizes.total - counts["model"] <= config.model.vocab_size * config.model.hidden_size  # pyright: ignore
-    else:
-        assert dict(sizes.parameters) == counts
+@pytest.mark.parametrize(
+    ("words", "gpus", "ranks"),
+    [
+        (["trainer.devices=4"], 0, "4 = 1 node x 4, cpu, ddp"),
+        (["trainer.devices=4", "trainer.accelerator=cuda"], 0, "4 = 1 node x 4, cuda, ddp"),
+        (["trainer.devices=4"], 4, "4 = 1 node x 4, cuda, ddp"),
+        (["trainer.devices=4", "trainer.accelerator=cpu"], 4, "4 = 1 node x 4, cpu, ddp"),
+        (["trainer.devices=8"], 4, "8 = 1 node x 8, cuda, ddp"),
+        ([], 2, "2 = 1 node x 2, cuda, ddp"),
+        ([], 0, "1 = 1 node x 1, cpu, ddp"),
+    ],
+)
+def test_plan_and_doctor_print_the_same_ranks(
+    words: list[str], gpus: int, ranks: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(discover, "num_visible_gpus", lambda environment=None: gpus)
+    monkeypatch.setenv("COLUMNS", "150")
+    line = ["task=cnn", "strategy=ddp", "logger=none", "batch.global_size=64", *words]
+    assert main(["plan", *line]) == 0
+    planned = capsys.readouterr().out
+    assert ranks in planned
+    assert ranks_by_doctor(*line).startswith(ranks)
+    on_cpu = "cpu" in ranks
+    ddp = next(row for row in planned.split("what can be combined")[1].split("\n") if "ddp *" in row)
+    assert (", 16-mixed" in ddp) == (not on_cpu)
+    surprising = on_cpu and words == ["trainer.devices=4"]
+    assert ("trainer.accelerator=cuda plans for GPUs elsewhere" in planned) == surprising
+
+
+# Builds a run's data and networks without starting it.
+BUILD = """
+import json, sys, torch
+from trainer.verbs.prepare import Options, prepare
+found = {}
+for task, words in json.loads(sys.argv[1]).items():
+    plan = prepare(words, Options())
+    data = plan.task.build_data(plan.config)
+    data.load(torch.device("cpu"))
+    module = plan.task.build_module(plan.config, data)
+    counts = {name: sum(p.numel() for p in network.parameters()) for name, network in module.networks().items()}
+    found[task] = counts, data.train_sampler().num_steps
+print(json.dumps(found))
+"""
+
+
+def test_parameters_and_steps_are_those_of_the_run(tmp_path: Path) -> None:
+    common = ["logger=none", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
+    lines = {task: [f"task={task}", *common] for task in ("cnn", "dcgan", "bert")}
+    command = [sys.executable, "-c", BUILD, json.dumps(lines)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    built = json.loads(done.stdout.splitlines()[-1])
+    for task, words in lines.items():
+        plan = prepare(words, Options(), planned_world)
+        sizes = plan.task.model_sizes(plan.config)
+        assert sizes is not None
+        counts, num_steps = built[task]
+        assert batch_arithmetic(plan, sizes).steps_per_epoch == num_steps
+        if task == "bert":
+            # The learned vocabulary may be smaller than the configured one.
+            vocabulary = plan.config.model.vocab_size * plan.config.model.hidden_size  # pyright: ignore
+            assert 0 <= sizes.total - counts["model"] <= vocabulary
+        else:
+            assert dict(sizes.parameters) == counts
 
 
 def test_activations_are_what_the_layers_keep() -> None:
@@ -136,14 +184,14 @@ def test_memory_by_strategy_is_the_papers_arithmetic() -> None:
     fsdp = FSDP2Config(
         name="fsdp2", reshard_after_forward=True, activation_checkpointing=False, cpu_offload=False
     )  # fmt: skip
-    divided = estimate(fsdp, "32-true", adam, sizes, 8, 3)
-    assert divided is not None
-    assert (divided.weights, divided.gradients, divided.optimizer, divided.activations) == (500, 500, 1000, 300)
+    sharded = estimate(fsdp, "32-true", adam, sizes, 8, 3)
+    assert sharded is not None
+    assert (sharded.weights, sharded.gradients, sharded.optimizer, sharded.activations) == (500, 500, 1000, 300)
     for stage, weights, gradients in ((1, 4000, 4000), (2, 4000, 500), (3, 500, 500)):
         zero = ZeroConfig(name=f"deepspeed_stage_{stage}", overlap_comm=True, bucket_size=10)
         memory = estimate(zero, "32-true", adam, sizes, 8, 3)
         assert memory is not None
-        # Beside Adam's two means each rank keeps its part of the weights once more.
+        # Beside Adam's two means each rank keeps a float32 copy of its shard of the weights.
         assert (memory.weights, memory.gradients, memory.optimizer) == (weights, gradients, (8 + 4) * 1000 / 8)
     sgd = SGDConfig(name="sgd", lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0, fused=False)
     plain = estimate(fsdp, "bf16-true", sgd, sizes, 1, 1)

@@ -50,8 +50,11 @@ def planned_world(trainer: TrainerConfig, launch: LaunchConfig) -> World:
     accelerator=auto is what this machine has, as in a run; accelerator=cuda plans for GPUs of another machine.
     Raises: ConfigError: numbers that contradict.
     """
-    if isinstance(launch, SlurmLaunchConfig):
-        return submitted_world(trainer, launch)
+    return submitted_world(trainer, launch) if isinstance(launch, SlurmLaunchConfig) else requested_world(trainer)
+
+
+def requested_world(trainer: TrainerConfig) -> World:
+    """The ranks that `trainer.devices`, `num_nodes` and `accelerator` ask for, also where their devices are missing."""
     num_gpus = num_visible_gpus()
     on_gpus = trainer.accelerator == "cuda" or (trainer.accelerator == "auto" and num_gpus > 0)
     local = max(1, num_gpus if on_gpus else 1) if trainer.devices == "auto" else trainer.devices

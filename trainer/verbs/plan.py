@@ -1,7 +1,8 @@
 """The verb plan: what would run, on any number of devices, none of which need be here.
 
-Only a task that counts its networks' parameters imports torch, after everything is validated; nothing imports Lightning
-or DeepSpeed.
+trainer.accelerator=auto plans for this machine, as a run would start here; trainer.accelerator=cuda plans for GPUs
+elsewhere. Only a task that counts its networks' parameters imports torch, after everything is validated; nothing
+imports Lightning or DeepSpeed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from trainer.config.identity import identity_hash
 from trainer.config.schema import Config, StrategyConfig
 from trainer.config.strategies import STRATEGIES, DeepSpeedFileConfig
 from trainer.config.validation import validate
-from trainer.errors import EXIT_DONE, ConfigError
+from trainer.errors import EXIT_DONE, ConfigError, counted
 from trainer.estimate.memory import Memory, ModelSizes, estimate
 from trainer.launch.discover import planned_world
 from trainer.optim.lr_schedule import lr_factor
 from trainer.verbs.prepare import PreparedRun, prepare, take_options
+from trainer.world import World
 
 UNITS = {"GiB": 2**30, "MiB": 2**20}
 PLOT_WIDTH, PLOT_HEIGHT = 60, 6
@@ -31,25 +33,38 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
 
 
 def plan(words: Sequence[str]) -> int:
-    """Compose and validate, then show ranks, batch, steps, memory and the learning rate. Returns: exit code."""
+    """Compose and validate, then print ranks, batch, steps, memory and the learning rate.
+
+    Returns: exit code. Raises: UserError: the configuration is invalid on any machine.
+    """
     options, overrides = take_options(words)
     prepared = prepare(overrides, options, planned_world)
-    sizes = prepared.task.model_sizes(prepared.config)
+    config, sizes = prepared.config, prepared.task.model_sizes(prepared.config)
     batch = batch_arithmetic(prepared, sizes)
     console = Console()
     console.print(_overview(prepared, sizes, batch))
     if sizes is not None:
         console.print(_memory(prepared, sizes, batch))
     console.print(_possible(prepared))
-    for note in sizes.notes if sizes else ():
-        console.print(f"note: {note}", highlight=False)
-    console.print(_schedule(prepared.config, batch.total_steps), highlight=False, markup=False)
+    for note in (*_notes(config, prepared.world), *(sizes.notes if sizes else ())):
+        console.print(f"note: {note}", highlight=False, markup=False)
+    console.print(_schedule(config, batch.total_steps), highlight=False, markup=False)
     return EXIT_DONE
+
+
+def _notes(config: Config, world: World) -> Iterator[str]:
+    """What surprises: several ranks that a machine without GPUs would run on its CPU."""
+    if config.trainer.accelerator == "auto" and world.accelerator == "cpu" and world.world_size > 1:
+        yield "no GPU is visible here: planned for the CPU; trainer.accelerator=cuda plans for GPUs elsewhere"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The global batch on the ranks. steps: optimizer steps; None where the size of the data is not known yet."""
+    """The global batch on the ranks.
+
+    share: samples of one rank. micro: samples of one forward pass. steps: optimizer steps; None where the size of the
+    data is not known yet.
+    """
 
     share: int
     micro: int
@@ -58,12 +73,12 @@ class Batch:
 
     @property
     def micro_steps(self) -> int:
-        """Forward and backward passes of a rank for one step."""
+        """Forward and backward passes of a rank in one step."""
         return self.share // self.micro
 
 
 def batch_arithmetic(prepared: PreparedRun, sizes: ModelSizes | None) -> Batch:
-    """How the global batch is spread, and how many steps there are."""
+    """How the global batch is split over ranks and micro-batches, and how many steps a run has."""
     config, trainer = prepared.config, prepared.config.trainer
     share = config.batch.global_size // prepared.world.world_size
     micro = min(config.batch.micro_size or share, share)
@@ -74,21 +89,20 @@ def batch_arithmetic(prepared: PreparedRun, sizes: ModelSizes | None) -> Batch:
         per_epoch = int(per_epoch * limit) if isinstance(limit, float) else min(per_epoch, limit)
     by_epochs = per_epoch * trainer.max_epochs if per_epoch is not None and trainer.max_epochs is not None else None
     limits = [steps for steps in (by_epochs, trainer.max_steps) if steps is not None and steps != -1]
-    # With a limit in steps and an unknown epoch the steps are known only if no number of epochs ends them before.
+    # Where epochs have an unknown length, a number of epochs may end the run before max_steps.
     unknown = by_epochs is None and trainer.max_epochs is not None
     return Batch(share, micro, per_epoch, min(limits) if limits and not unknown else None)
 
 
 def _overview(prepared: PreparedRun, sizes: ModelSizes | None, batch: Batch) -> Table:
     config, world = prepared.config, prepared.world
-    ranks = f"{world.world_size} = {world.num_nodes} node(s) x {world.local_world_size}, {world.accelerator}"
     table = Table(show_header=False)
     rows: Mapping[str, str] = {
         "task": f"{config.task.name}: {config.model.name} on {config.data.name}",
         "run": config.run.name or f"{config.model.name}-{config.data.name}-{identity_hash(config)}",
-        "ranks": f"{ranks}, {config.strategy.name}",
-        "global batch": f"{config.batch.global_size} = {world.world_size} ranks x {batch.micro_steps} micro-steps "
-        f"x {batch.micro}",
+        "ranks": f"{world}, {config.strategy.name}",
+        "global batch": f"{config.batch.global_size} = {counted(world.world_size, 'rank')} x "
+        f"{counted(batch.micro_steps, 'micro-step')} x {batch.micro}",
         "steps": _steps(config, sizes, batch),
         "parameters": _parameters(sizes),
         "precision": config.trainer.precision,
@@ -103,7 +117,7 @@ def _steps(config: Config, sizes: ModelSizes | None, batch: Batch) -> str:
     if batch.steps_per_epoch is None or sizes is None:
         length = f"{config.trainer.max_epochs} epochs" if config.trainer.max_steps == -1 else "at most "
         length += "" if config.trainer.max_steps == -1 else f"{config.trainer.max_steps} steps"
-        return f"{length}; steps of an epoch are known once the data is read"
+        return f"{length}; the steps of an epoch are known once the data is read"
     per_epoch = f"{batch.steps_per_epoch} an epoch of {sizes.num_samples:,} samples"
     return f"{batch.total_steps:,} in all, {per_epoch}"
 
@@ -126,7 +140,7 @@ def _memory(prepared: PreparedRun, sizes: ModelSizes, batch: Batch) -> Table:
     }
     largest = max((memory.total for memory in rows.values() if memory is not None), default=0.0)
     unit, size = next(((unit, size) for unit, size in UNITS.items() if largest >= size), ("KiB", 2**10))
-    table = Table(title=f"{unit} on each of {ranks} device(s), estimated")
+    table = Table(title=f"{unit} on each of {counted(ranks, 'device')}, estimated")
     table.add_column("strategy", no_wrap=True)
     for column in ("weights", "grads", "optim", "activ", "sum", "host"):
         table.add_column(column, no_wrap=True, justify="right")
@@ -136,7 +150,7 @@ def _memory(prepared: PreparedRun, sizes: ModelSizes, batch: Batch) -> Table:
 
 
 def _possible(prepared: PreparedRun) -> Table:
-    """Which precisions each strategy takes here, and the reason where it takes none."""
+    """The precisions that each strategy accepts, or the reason why it accepts none."""
     table = Table(title="what can be combined")
     table.add_column("strategy", no_wrap=True)
     table.add_column("precisions, or why not")
@@ -150,7 +164,7 @@ def _marked(name: str, config: Config) -> str:
 
 
 def _choices(chosen: StrategyConfig) -> Iterator[StrategyConfig]:
-    """Every member of the group as its file has it; the chosen one as configured."""
+    """Every member of the group with the values of its file; the chosen one as configured."""
     for name, kind in STRATEGIES.items():
         if name == chosen.name:
             yield chosen
@@ -167,7 +181,7 @@ def _scaled(memory: Memory | None, unit: int) -> list[str]:
 
 
 def _verdict(prepared: PreparedRun, strategy: StrategyConfig) -> str:
-    """The precisions that a strategy takes here; the reason where it takes none."""
+    """The precisions that a strategy accepts, or the reason why it accepts none."""
     possible, reason = [], ""
     for precision in PRECISIONS:
         trainer = replace(prepared.config.trainer, precision=precision)
@@ -181,7 +195,7 @@ def _verdict(prepared: PreparedRun, strategy: StrategyConfig) -> str:
 
 
 def _schedule(config: Config, total_steps: int | None) -> str:
-    """The learning rate over the run as a small plot. Its shape is a matter of shares, so few steps show it."""
+    """The learning rate over the run as a small plot. Schedules depend on the share of steps done, so few steps do."""
     rates = [config.optimizer.lr * lr_factor(config.scheduler, step, PLOT_WIDTH) for step in range(PLOT_WIDTH)]
     highest = max(rates)
     rows = []

@@ -1,8 +1,8 @@
-"""The verb doctor: what would end a run of this configuration on this machine, found before it starts.
+"""The verb doctor: pre-flight checks of a configuration on this machine.
 
-Checks are generators `(Config, World) -> Iterator[Finding]` in files named after what they look at. Each runs in a
-thread of its own with a time limit, and what may hang or crash, such as a driver, in a child process. Only those
-import torch, and a task that counts its network's parameters.
+Checks are generators `(Config, World) -> Iterator[Finding]` in files named after what they examine. Each runs in a
+thread of its own, and what may hang or crash, such as a driver, in a child process. Only those import torch, and a task
+that counts its networks' parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.config.compose import compose_mapping, typed
 from trainer.config.schema import Config
 from trainer.errors import EXIT_DONE, EXIT_USER
 from trainer.verbs.doctor.all_reduce import check_all_reduce
-from trainer.verbs.doctor.child import end_children
+from trainer.verbs.doctor.child import end_children, waits_for_child
 from trainer.verbs.doctor.cluster import check_slurm
 from trainer.verbs.doctor.configuration import check_configuration, find_world
 from trainer.verbs.doctor.devices import check_gpus
@@ -52,14 +52,18 @@ CHECKS: tuple[Check, ...] = (
     check_wandb,
     check_slurm,
 )
-# All of it, with what is waited for in vain.
-TIME_LIMIT_S = 28.0
-# As long the ranks have the machine, its cores and its network, to themselves.
+# How long a check may take besides its children, which have limits of their own: a mount or a name server may hang.
+ANSWER_S = 60.0
+# The all-reduce starts alone, so that other checks do not slow down what it measures.
 HEAD_START_S = 10.0
+POLL_S = 0.05
 
 
 def doctor(words: Sequence[str]) -> int:
-    """Examine this machine for a configuration. Returns: exit code; 2 where a run would fail. Raises: UserError."""
+    """Check this machine for a configuration and print the findings. Returns: exit code; 2 where a run would fail.
+
+    Raises: UserError: the configuration is invalid on any machine.
+    """
     to_json = "--json" in words
     options, overrides = take_options([word for word in words if word != "--json"])
     start = time.monotonic()
@@ -67,19 +71,19 @@ def doctor(words: Sequence[str]) -> int:
     world, findings = find_world(config)
     findings += check_configuration(config, task, world)
     if world.joined and world.rank != 0:
-        # The others examine their own nodes no further: they are rank 0's peers in its all-reduce.
+        # The other ranks only take part in rank 0's all-reduce.
         _Examination(check_all_reduce, config, world).run()
         return EXIT_DONE
-    shown = nullcontext() if to_json else Console(stderr=True).status("doctor: the ranks meet")
+    shown = nullcontext() if to_json else Console(stderr=True).status("doctor: all-reduce")
     with shown as status:
         reduction = _Examination(check_all_reduce, config, world)
         reduction.start()
         reduction.join(HEAD_START_S)
         if status is not None:
             status.update(f"doctor: {len(CHECKS)} checks")
-        findings += examine(CHECKS, config, world, start + TIME_LIMIT_S)
-        reduction.join(max(0.0, start + TIME_LIMIT_S - time.monotonic()))
-    findings = without_repetitions([*findings, *reduction.result()])
+        findings += examine(CHECKS, config, world)
+        findings += wait_for([reduction], ANSWER_S)
+    findings = without_repetitions(findings)
     end_children()
     time_s = round(time.monotonic() - start, 2)
     if to_json:
@@ -90,20 +94,28 @@ def doctor(words: Sequence[str]) -> int:
     return EXIT_USER if failures(findings) else EXIT_DONE
 
 
-def examine(checks: Sequence[Check], config: Config, world: World, deadline: float) -> list[Finding]:
-    """Do checks at the same time. Args: deadline: by the monotonic clock. Returns: findings in the checks' order."""
+def examine(checks: Sequence[Check], config: Config, world: World, answer_s: float = ANSWER_S) -> list[Finding]:
+    """Run checks at the same time. Args: answer_s: see wait_for. Returns: findings in the order of the checks."""
     examinations = [_Examination(check, config, world) for check in checks]
     for examination in examinations:
         examination.start()
-    findings = []
-    for examination in examinations:
-        examination.join(max(0.0, deadline - time.monotonic()))
-        findings += examination.result()
-    return findings
+    return wait_for(examinations, answer_s)
+
+
+def wait_for(examinations: Sequence[_Examination], answer_s: float) -> list[Finding]:
+    """Wait until each has ended, or has neither ended nor had a child for answer_s. Returns: all findings."""
+    last_child = dict.fromkeys(examinations, time.monotonic())
+    pending = [*examinations]
+    while pending:
+        now = time.monotonic()
+        last_child |= {examination: now for examination in pending if waits_for_child(examination.ident)}
+        pending = [one for one in pending if one.is_alive() and now - last_child[one] < answer_s]
+        time.sleep(POLL_S if pending else 0.0)
+    return [finding for examination in examinations for finding in examination.result(answer_s)]
 
 
 class _Examination(threading.Thread):
-    """One check at work; a daemon, so that one that hangs does not keep the process."""
+    """One check in a thread; a daemon, so that a check that hangs does not keep the process alive."""
 
     def __init__(self, check: Check, config: Config, world: World) -> None:
         self.title = check.__name__.removeprefix("check_").replace("_", " ")
@@ -112,21 +124,21 @@ class _Examination(threading.Thread):
         self.findings: list[Finding] = []
 
     def run(self) -> None:
-        """Collect findings, the check's own failure among them."""
+        """Collect the findings. An exception of the check becomes one, too."""
         start = time.monotonic()
         try:
             for finding in self.check(self.config, self.world):
                 self.findings.append(replace(finding, time_s=round(time.monotonic() - start, 3)))
                 start = time.monotonic()
-        except Exception as error:  # noqa: BLE001 - what breaks a check may break a run, and is told as a finding
+        except Exception as error:  # noqa: BLE001 - what breaks a check may break a run, and is reported as a finding
             found = f"the check ended with {type(error).__name__}: {error}"
-            remedy = "mend what it names; if nothing of this machine is wrong, it is a mistake in trainer/doctor"
+            remedy = "fix what it names; if this machine is in order, it is a bug in trainer/verbs/doctor"
             self.findings.append(Finding(self.title, "failure", found, remedy))
 
-    def result(self) -> list[Finding]:
-        """What was found, and that it was not all, where the check is still at work."""
+    def result(self, answer_s: float) -> list[Finding]:
+        """The findings so far, with a failure where the check still runs."""
         findings = list(self.findings)
         if self.is_alive():
-            remedy = "a driver, a mount or a name server does not answer: try it by hand"
-            findings.append(Finding(self.title, "failure", f"no answer within {TIME_LIMIT_S:g} s", remedy))
+            remedy = "a mount or a name server does not answer: try it by hand"
+            findings.append(Finding(self.title, "failure", f"no answer within {answer_s:g} s", remedy))
         return findings

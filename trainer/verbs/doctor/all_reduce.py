@@ -1,4 +1,4 @@
-"""A real all-reduce over the ranks of a run, started as a run starts them. Torch-free; the ranks are in `rank.py`."""
+"""A real all-reduce over the ranks of a run, started as a run starts them. `rank.py` is the code of the ranks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ import yaml
 from trainer.config.identity import config_to_mapping
 from trainer.config.schema import Config
 from trainer.config.strategies import shards_state
-from trainer.errors import EXIT_DONE
+from trainer.errors import EXIT_DONE, counted
 from trainer.launch.network import interfaces
+from trainer.launch.submit import submits
 from trainer.run.stored_config import plugins_word
 from trainer.verbs.doctor.child import run_child
 from trainer.verbs.doctor.report import Finding
-from trainer.verbs.fit import submits
 from trainer.world import World, num_visible_gpus
 
 NAME = "all-reduce"
-# Most of it is torch's import, which takes its time from a cold network file system.
-TIME_LIMIT_S = 25.0
+# Longest wait of a rank for its peers, which may start later: on a busy machine, or from a cold network file system.
+GROUP_TIMEOUT_S = 60.0
+# Longer, so that a rank that has waited too long can report for what.
+STALL_S = GROUP_TIMEOUT_S + 15.0
 CHOSEN_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -38,7 +40,7 @@ def check_all_reduce(config: Config, world: World) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config_to_mapping(config)), encoding="utf-8")
         words = [role, folder, world.accelerator, str(world.local_world_size), *plugins_word(config.plugins)]
-        child = run_child([sys.executable, "-m", "trainer.verbs.doctor.rank", *words], TIME_LIMIT_S)
+        child = run_child([sys.executable, "-m", "trainer.verbs.doctor.rank", *words], STALL_S)
     if child.code != EXIT_DONE:
         yield Finding(NAME, "failure", f"{_ranks(world)}: {child.error_line}", _remedy(world))
     elif world.rank == 0:
@@ -46,7 +48,7 @@ def check_all_reduce(config: Config, world: World) -> Iterator[Finding]:
 
 
 def bus_bandwidth_gb_per_s(num_bytes: int, time_s: float, ranks: int) -> float:
-    """What each link carries, in 1e9 bytes a second, comparable between numbers of ranks.
+    """Bandwidth of each link in 1e9 bytes per second, comparable between numbers of ranks.
 
     A ring moves each element 2 (n - 1) times over n links, so it is 2 (n - 1) / n times bytes / time (nccl-tests,
     doc/PERFORMANCE.md).
@@ -61,14 +63,14 @@ def _reason_to_skip(config: Config, world: World) -> str | None:
     if ranks == 1 and not shards_state(config.strategy):
         return "one rank: nothing to sum" if world.world_size == 1 else "one rank of this node: nothing to sum on it"
     if world.accelerator == "cuda" and world.local_world_size > num_visible_gpus():
-        return f"{world.local_world_size} GPU(s) asked for, {num_visible_gpus()} visible"
+        return f"{counted(world.local_world_size, 'GPU')} configured, {num_visible_gpus()} visible"
     return None
 
 
 def _ranks(world: World) -> str:
     if world.joined:
-        return f"{world.world_size} ranks on {world.num_nodes} node(s)"
-    return f"{world.local_world_size} rank(s) of this node"
+        return f"{counted(world.world_size, 'rank')} on {counted(world.num_nodes, 'node')}"
+    return f"{counted(world.local_world_size, 'rank')} of this node"
 
 
 def _measured(world: World, result: dict[str, float]) -> Finding:
@@ -79,7 +81,7 @@ def _measured(world: World, result: dict[str, float]) -> Finding:
     size = f"{num_bytes / 2**20:g} MiB in {1000 * time_s:.3g} ms"
     found = f"{_ranks(world)}, {result['backend']}: the sum is right; {bandwidth:.3g} GB/s of bus bandwidth, {size}"
     if not world.joined and world.num_nodes > 1:
-        return Finding(NAME, "warning", found, "type doctor after torchrun or srun to include the other nodes")
+        return Finding(NAME, "warning", found, "start doctor with torchrun or srun to include the other nodes")
     return Finding(NAME, "ok", found)
 
 
@@ -89,7 +91,7 @@ def _remedy(world: World) -> str:
         usable = ", ".join(name for name, addresses in interfaces().items() if addresses)
         return f"unset {' '.join(chosen)}, or name an interface of this node: {usable}"
     if world.num_nodes > 1:
-        return "let the ranks' ports through between the nodes, and name their network with launch.interface"
+        return "open the ranks' ports between the nodes, and name their network with launch.interface"
     if world.accelerator == "cuda":
-        return "NCCL_DEBUG=INFO tells more; NCCL_P2P_DISABLE=1 or NCCL_SHM_DISABLE=1 shows whether a link is at fault"
-    return "the ranks meet at 127.0.0.1: let loopback through, and see that processes and memory suffice"
+        return "NCCL_DEBUG=INFO prints details; NCCL_P2P_DISABLE=1 or NCCL_SHM_DISABLE=1 shows whether a link is faulty"
+    return "the ranks meet at 127.0.0.1: check the firewall for loopback, and the limits on processes and memory"

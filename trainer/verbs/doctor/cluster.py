@@ -1,4 +1,4 @@
-"""SLURM: the job that the configuration would submit, or the one this process is in. Torch-free."""
+"""SLURM: the job that the configuration would submit, or the job of this process."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 
 from trainer.config.groups import SlurmLaunchConfig
 from trainer.config.schema import Config
-from trainer.errors import EXIT_DONE
+from trainer.errors import EXIT_DONE, counted
 from trainer.launch import slurm
 from trainer.launch.submit import job_script, submits
 from trainer.verbs.doctor.child import run_child
 from trainer.verbs.doctor.report import Finding
 from trainer.world import World
 
-TIME_LIMIT_S = 8.0
-# A partition a line: name, nodes, generic resources of a node, time limit.
+# One line for each partition: name, nodes, generic resources of a node, time limit.
 SINFO_FORMAT = "%R|%D|%G|%l"
 
 
 def check_slurm(config: Config, world: World) -> Iterator[Finding]:
-    """SLURM would take the job; what differs inside a job is told with the configuration."""
+    """SLURM accepts the job. Inside a job, check_configuration compares it with what was asked for."""
     if submits(config):
         yield from _submission(config)
     elif slurm.in_job():
-        given = {name: os.environ.get(f"SLURM_{name}", "?") for name in ("JOB_ID", "JOB_NUM_NODES", "NTASKS")}
-        found = f"job {given['JOB_ID']}: {given['JOB_NUM_NODES']} node(s), {given['NTASKS']} task(s)"
-        yield Finding("SLURM", "ok", f"{found}; {world.world_size} rank(s) by {world.launcher}")
+        given = {name: int(os.environ.get(f"SLURM_{name}", "1")) for name in ("JOB_NUM_NODES", "NTASKS")}
+        found = f"{counted(given['JOB_NUM_NODES'], 'node')}, {counted(given['NTASKS'], 'task')}"
+        ranks = f"{counted(world.world_size, 'rank')} by {world.launcher}"
+        yield Finding("SLURM", "ok", f"job {os.environ['SLURM_JOB_ID']}: {found}; {ranks}")
     else:
-        yield Finding("SLURM", "skipped", "launch=local, and this is no job")
+        yield Finding("SLURM", "skipped", "launch=local, not inside a job")
 
 
 def _submission(config: Config) -> Iterator[Finding]:
-    """Let sbatch check the very script that would be submitted; it starts nothing."""
+    """Let sbatch check the script that would be submitted, without submitting it."""
     launch = config.launch
     assert isinstance(launch, SlurmLaunchConfig)
     if shutil.which("sbatch") is None:
@@ -42,11 +42,11 @@ def _submission(config: Config) -> Iterator[Finding]:
         yield Finding("SLURM", "failure", "there is no sbatch here", remedy)
         return
     script = job_script(config, "doctor", Path(launch.log_dir).resolve() / "%x-%j.log", ["words=()"])
-    child = run_child(["sbatch", "--test-only"], TIME_LIMIT_S, script)
+    child = run_child(["sbatch", "--test-only"], text=script)
     where = f"partition {launch.partition}" if launch.partition else "the default partition"
-    asked = f"{launch.nodes} node(s), {launch.gpus_per_node} GPU(s) each, {where}"
+    asked = f"{counted(launch.nodes, 'node')}, {counted(launch.gpus_per_node, 'GPU')} each, {where}"
     if child.code == EXIT_DONE:
-        yield Finding("SLURM", "ok", f"sbatch takes {asked}")
+        yield Finding("SLURM", "ok", f"sbatch accepts {asked}")
         return
     if child.code is None:
         remedy = "is this a login node of the cluster? `scontrol ping` shows whether SLURM answers"
@@ -59,9 +59,9 @@ def _submission(config: Config) -> Iterator[Finding]:
 
 
 def _partitions() -> str:
-    """What sinfo tells of them; nothing where it cannot be asked."""
+    """The partitions of the cluster by sinfo; empty where it fails."""
     if shutil.which("sinfo") is None:
         return ""
-    child = run_child(["sinfo", "--noheader", f"--format={SINFO_FORMAT}"], TIME_LIMIT_S)
+    child = run_child(["sinfo", "--noheader", f"--format={SINFO_FORMAT}"])
     rows = [line.split("|") for line in child.output.split() if line.count("|") == 3] if child.code == EXIT_DONE else []
     return ", ".join(f"{name} ({nodes} nodes, {gpus}, at most {limit})" for name, nodes, gpus, limit in rows)

@@ -1,23 +1,21 @@
-"""Whether the configuration fits this machine and launcher: what a run would refuse before it starts. Torch-free."""
+"""Whether the configuration fits this machine and launcher: what a run would refuse before it starts."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from trainer.config.schema import Config
 from trainer.config.validation import validate
 from trainer.errors import ConfigError, UserError
-from trainer.launch.discover import joined_world, plan_world, planned_world, submitted_world
+from trainer.launch.discover import joined_world, plan_world, requested_world, submitted_world
 from trainer.launch.submit import submits
 from trainer.task import TaskSpec
 from trainer.verbs.doctor.report import Finding, from_error, from_problem
-from trainer.world import World, num_visible_gpus
+from trainer.world import World
 
 NAME = "configuration"
 
 
 def find_world(config: Config) -> tuple[World, list[Finding]]:
-    """The ranks of a run, and why they could not be started here; then they are those that were asked for.
+    """The ranks of a run. Where they cannot start here: those that the configuration asks for, and the reasons.
 
     Raises: UserError: the numbers contradict each other on any machine.
     """
@@ -30,26 +28,17 @@ def find_world(config: Config) -> tuple[World, list[Finding]]:
         findings = [from_problem(problem) for problem in error.problems]
     except UserError as error:
         findings = [from_error(NAME, error)]
-    accelerator = "cuda" if trainer.accelerator != "cpu" and _wants_gpus(config) else "cpu"
-    joined = joined_world(accelerator, launch)
-    if joined is not None:
-        return joined, findings
-    world = planned_world(trainer, launch)
-    launcher = "single" if world.world_size == 1 else "elastic"
-    return replace(world, launcher=launcher, accelerator=accelerator), findings
-
-
-def _wants_gpus(config: Config) -> bool:
-    return config.trainer.accelerator == "cuda" or num_visible_gpus() > 0
+    # As `plan` prints it. Inside a job, launch=slurm describes the job and not what this process would start.
+    world = requested_world(trainer)
+    return joined_world(world.accelerator, launch) or world, findings
 
 
 def check_configuration(config: Config, task: TaskSpec, world: World) -> list[Finding]:
-    """What validation says of it, and what would run."""
+    """The problems that validation finds, or the ranks that would run."""
     try:
         validate(config, task, world)
     except ConfigError as error:
         return [from_problem(problem) for problem in error.problems]
     except UserError as error:
         return [from_error(NAME, error)]
-    ranks = f"{world.world_size} = {world.num_nodes} node(s) x {world.local_world_size}, {world.accelerator}"
-    return [Finding("ranks", "ok", f"{ranks}, {config.strategy.name}, {config.trainer.precision}")]
+    return [Finding("ranks", "ok", f"{world}, {config.strategy.name}, {config.trainer.precision}")]

@@ -18,7 +18,7 @@ from trainer.strategies.deepspeed import import_deepspeed
 
 
 def main() -> None:
-    """Print the report; what DeepSpeed itself prints goes to the errors."""
+    """Print the report; DeepSpeed's own output goes to standard error."""
     accelerator, *builders = sys.argv[1:]
     with contextlib.redirect_stdout(sys.stderr):
         deepspeed = import_deepspeed(torch.device(accelerator))
@@ -36,15 +36,15 @@ def main() -> None:
 
 
 def reason_against(deepspeed: Any, name: str) -> str | None:
-    """Why an operator cannot be built, by DeepSpeed's own check; None where it can."""
+    """DeepSpeed's own reason why an operator cannot be built; None where it can."""
     builder = deepspeed.accelerator.get_accelerator().create_op_builder(name)
     if builder is None:
-        return "this accelerator has none"
+        return "there is none for this accelerator"
     try:
         compatible = builder.is_compatible(verbose=True)
     except Exception as error:  # noqa: BLE001 - DeepSpeed's checks raise plain exceptions of many kinds
         return str(error).strip().splitlines()[0]
-    return None if compatible else (builder.error_log or "its own check says so")
+    return None if compatible else (builder.error_log or "DeepSpeed gives no reason")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the system allows a process: shared memory, open files. Torch-free."""
+"""Limits that the system sets a process: shared memory, open files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.config.schema import Config
+from trainer.errors import counted
 from trainer.verbs.doctor.report import Finding
 from trainer.world import World
 
@@ -15,14 +16,14 @@ SHARED_MEMORY = Path("/dev/shm")
 # NCCL's buffers between two GPUs of a node, and its advice for containers, whose default is 64 MiB (its documentation,
 # troubleshooting, "sharing data"; nccl issue 342). Each rank of a ring has two neighbours.
 SHARED_BYTES_OF_A_LINK, SHARED_BYTES_ADVISED = 9_637_888, 2**30
-# Seen on the CPU: up to 22 in each of two ranks, the elastic agent among them, and one more for each further rank.
+# Measured on the CPU: up to 22 in each of two ranks, the elastic agent among them, and one more for each further rank.
 FILES_OF_A_RANK, FILES_OF_A_PEER = 48, 4
-# What systems give by default; drivers and NCCL keep more open than the CPU's libraries.
+# The usual default; drivers and NCCL keep more files open than the CPU's libraries.
 FILES_FOR_GPUS = 1024
 
 
 def check_shared_memory(config: Config, world: World) -> Iterator[Finding]:
-    """NCCL hands data from GPU to GPU of a node through it; data is prepared by threads, which need none."""
+    """NCCL exchanges data between the GPUs of a node through it. Data loading uses threads, which need none."""
     if not SHARED_MEMORY.is_dir():
         remedy = "mount -t tmpfs tmpfs /dev/shm"
         yield Finding("shared memory", "warning", f"there is no {SHARED_MEMORY}", remedy)
@@ -41,14 +42,14 @@ def check_shared_memory(config: Config, world: World) -> Iterator[Finding]:
 
 
 def check_open_files(config: Config, world: World) -> Iterator[Finding]:
-    """A rank may have as many files and sockets open as it needs."""
+    """The limit on open files allows for the files and sockets of a rank."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = FILES_OF_A_RANK + FILES_OF_A_PEER * world.world_size
     advised = max(needed, FILES_FOR_GPUS) if world.accelerator == "cuda" else needed
     if soft == resource.RLIM_INFINITY or soft >= advised:
-        yield Finding("open files", "ok", f"{'unlimited' if soft == resource.RLIM_INFINITY else soft} a process")
+        yield Finding("open files", "ok", f"{'unlimited' if soft == resource.RLIM_INFINITY else soft} per process")
         return
     allowed = hard == resource.RLIM_INFINITY or hard >= advised
     remedy = f"ulimit -n {advised}" if allowed else "raise nofile in /etc/security/limits.conf"
-    found = f"{soft} a process, where {world.world_size} rank(s) may need {advised}"
+    found = f"{soft} per process, and {counted(world.world_size, 'rank')} may need {advised}"
     yield Finding("open files", "failure" if soft < needed else "warning", found, remedy)

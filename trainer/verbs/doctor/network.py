@@ -1,28 +1,26 @@
-"""Names, interfaces, ports, and the route to Weights & Biases. Torch-free."""
+"""Names, interfaces, ports, and the route to Weights & Biases."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from trainer.config.credentials import has_wandb_key
 from trainer.config.groups import WandbLoggerConfig
+from trainer.config.nodes import node_range
 from trainer.config.schema import Config, LaunchConfig
 from trainer.errors import UserError
-from trainer.launch.discover import node_range, rendezvous_endpoint
-from trainer.launch.network import interface_address, interface_of, listen, resolve, source_address
-from trainer.network import ROUTE_TIMEOUT_S
+from trainer.launch.discover import rendezvous_endpoint
+from trainer.launch.network import LOOPBACK, interface_address, interface_of, listen, resolve, source_address
+from trainer.launch.submit import submits
+from trainer.network import ROUTE_TIMEOUT_S, route_problem
 from trainer.verbs.doctor.report import Finding, from_error
-from trainer.verbs.fit import submits
 from trainer.world import World
-
-LOOPBACK = "127.0.0.1"
 
 
 def check_network(config: Config, world: World) -> Iterator[Finding]:
-    """Ranks can meet: on this node over loopback, on several as configured."""
+    """Ranks can connect: on this node over loopback, on several nodes as configured."""
     several = node_range(config.trainer, config.launch)[1] > 1
     yield _hostname(several)
     yield _loopback()
@@ -33,7 +31,7 @@ def check_network(config: Config, world: World) -> Iterator[Finding]:
 
 
 def check_wandb(config: Config, world: World) -> Iterator[Finding]:
-    """Curves get where they are meant to go; the same key and route decide it in a run."""
+    """There are a key and a route to the server; a run decides by the same two."""
     logger = config.logger
     if not isinstance(logger, WandbLoggerConfig):
         yield Finding("W&B", "skipped", f"logger={logger.name}")
@@ -43,28 +41,17 @@ def check_wandb(config: Config, world: World) -> Iterator[Finding]:
         return
     if not has_wandb_key():
         if logger.mode == "auto":
-            yield Finding("W&B", "skipped", "offline: there is no key")
+            yield Finding("W&B", "skipped", "offline: no key")
         return
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     problem = route_problem(url)
     if problem is None:
-        yield Finding("W&B", "ok", f"there is a key, and {url} can be reached")
+        yield Finding("W&B", "ok", f"a key, and {url} can be reached")
         return
     status = "failure" if logger.mode == "online" else "warning"
     consequence = "it would wait 90 s and end" if logger.mode == "online" else "the run would be offline"
-    remedy = "set WANDB_BASE_URL to your server, open the route, or take logger.mode=offline"
+    remedy = "set WANDB_BASE_URL to your server, open the route, or use logger.mode=offline"
     yield Finding("W&B", status, f"{url} cannot be reached ({problem}): {consequence}", remedy)
-
-
-def route_problem(url: str) -> str | None:
-    """Why nothing can be sent to a server; None where it takes connections."""
-    address = urlsplit(url)
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=ROUTE_TIMEOUT_S).close()
-    except OSError as error:
-        return str(error)
-    return None
 
 
 def _hostname(several: bool) -> Finding:
@@ -82,9 +69,9 @@ def _loopback() -> Finding:
             port = listener.getsockname()[1]
             socket.create_connection((LOOPBACK, port), timeout=ROUTE_TIMEOUT_S).close()
     except OSError as error:
-        remedy = "bring it up with `ip link set lo up`, and let the firewall pass it"
-        return Finding("loopback", "failure", f"{LOOPBACK} takes no connections: {error}", remedy)
-    return Finding("loopback", "ok", f"a free port of {LOOPBACK} takes connections")
+        remedy = "bring it up with `ip link set lo up`, and allow it in the firewall"
+        return Finding("loopback", "failure", f"{LOOPBACK} accepts no connections: {error}", remedy)
+    return Finding("loopback", "ok", f"{LOOPBACK} accepts connections")
 
 
 def _interface(interface: str, several: bool) -> Finding:
@@ -92,12 +79,12 @@ def _interface(interface: str, several: bool) -> Finding:
         return Finding("interface", "ok", f"{interface} has {interface_address(interface)}")
     except UserError as error:
         found, _, advice = error.lines[0].partition("; ")
-        # Ranks of one node meet over loopback whatever is configured.
+        # Ranks of a single node use loopback, whatever is configured.
         return Finding("interface", "failure" if several else "warning", found, f"launch.interface=NAME, {advice}")
 
 
 def _endpoint(launch: LaunchConfig) -> Iterator[Finding]:
-    """Where the nodes meet can be reached from here, and is free where it is here."""
+    """The endpoint of the nodes can be reached from here; where it is on this node, its port is free."""
     try:
         endpoint = rendezvous_endpoint(launch)
         if endpoint is None:
@@ -105,7 +92,7 @@ def _endpoint(launch: LaunchConfig) -> Iterator[Finding]:
         host, port = endpoint
         address = resolve(host)
         if address is None:
-            remedy = "launch.endpoint=HOST:PORT of a node that every node can name"
+            remedy = "launch.endpoint=HOST:PORT of a node whose name every node can resolve"
             yield Finding("endpoint", "failure", f"{host} has no address", remedy)
             return
         own = source_address(address)
@@ -125,4 +112,4 @@ def _endpoint(launch: LaunchConfig) -> Iterator[Finding]:
         yield Finding("endpoint", "ok", f"{address}:{port} on {carrier} is free")
     except OSError as error:
         remedy = "launch.endpoint=HOST:PORT with a free port"
-        yield Finding("endpoint", "failure", f"{address}:{port} cannot be listened at: {error.strerror}", remedy)
+        yield Finding("endpoint", "failure", f"cannot listen at {address}:{port}: {error.strerror}", remedy)

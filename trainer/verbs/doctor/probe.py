@@ -1,6 +1,6 @@
 """What torch finds on this machine, as a line of JSON: `python -m trainer.verbs.doctor.probe`.
 
-A process of its own, because a broken driver hangs or crashes whoever asks it.
+A process of its own, because a broken driver hangs or crashes the process that calls it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def probe() -> dict[str, Any]:
-    """Versions, GPUs and their links. error: why CUDA cannot be used, null where it can or is not built in."""
+    """Versions, GPUs and their links. error: why CUDA cannot be used, null where it can be or is not built in."""
     report: dict[str, Any] = {
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
@@ -78,12 +78,12 @@ def convolution_error(device: torch.device) -> float:
 
 
 def numbers(rows: int, columns: int) -> torch.Tensor:
-    """The same numbers of both signs every time, float64."""
+    """Fixed numbers of both signs: (rows, columns) float64."""
     return torch.sin(torch.arange(rows * columns, dtype=torch.float64)).view(rows, columns)
 
 
 def compared(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference as a share of the largest element."""
+    """Largest difference as a share of the largest expected element."""
     return float((found.cpu().double() - expected).abs().max() / expected.abs().max())
 
 

@@ -18,25 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.schema import Config
-from trainer.errors import EXIT_BUG, EXIT_DONE, UserError
+from trainer.errors import EXIT_BUG, EXIT_DONE, UserError, counted
 from trainer.faults.exit import end_with_parent, run_and_exit
 from trainer.launch.agent import RankFailure, run_agent
 from trainer.launch.discover import joined_world
 from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND
 from trainer.launch.process_group import process_group
 from trainer.run.stored_config import read_stored_config
+from trainer.verbs.doctor.all_reduce import GROUP_TIMEOUT_S
 from trainer.world import World
 
-# Less than the time limit of the whole check, so that a rank that waits in vain tells what for.
-GROUP_TIMEOUT_S = 15.0
 NUM_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 REPEATS = 5
-# Sums of such numbers are whole and exact in float32 on any number of ranks.
+# Sums of such integers are exact in float32 on any number of ranks.
 PERIOD = 97
 
 
 def main() -> int:
-    """Returns: exit code."""
+    """Run the role. Returns: exit code."""
     role, folder, accelerator, ranks, *plugins = sys.argv[1:]
     if role == "start":
         return start(folder, accelerator, int(ranks), plugins)
@@ -44,7 +43,10 @@ def main() -> int:
 
 
 def start(folder: str, accelerator: str, ranks: int, plugins: Sequence[str]) -> int:
-    """Start the ranks of this node and wait for them. Args: plugins: the override that names them, if there are any."""
+    """Start the ranks of this node and wait for them.
+
+    Args: plugins: the override that names them, if there are any. Returns: exit code.
+    """
     try:
         run_agent(
             ["-m", "trainer.verbs.doctor.rank", "rank", folder, accelerator, str(ranks), *plugins],
@@ -64,7 +66,7 @@ def start(folder: str, accelerator: str, ranks: int, plugins: Sequence[str]) -> 
 
 
 def be_rank(folder: Path, accelerator: Any, plugins: Sequence[str]) -> int:
-    """One rank; the first prints what was measured as a line of JSON."""
+    """Run one rank; rank 0 prints the measurement as a line of JSON. Returns: exit code."""
     end_with_parent(signal.SIGKILL)
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -77,7 +79,7 @@ def be_rank(folder: Path, accelerator: Any, plugins: Sequence[str]) -> int:
         if world.launcher == "torchrun" and os.environ["TORCHELASTIC_RUN_ID"].startswith("doctor-"):
             world = replace(world, launcher="elastic")
         result = measure(replace(config, launch=replace(config.launch, timeout_s=GROUP_TIMEOUT_S)), world)
-    except Exception as error:  # noqa: BLE001 - whoever started the ranks tells the first failure
+    except Exception as error:  # noqa: BLE001 - the process that started the ranks reports the first failure
         handler.record_exception(error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_BUG
@@ -87,7 +89,9 @@ def be_rank(folder: Path, accelerator: Any, plugins: Sequence[str]) -> int:
 
 
 def measure(config: Config, world: World) -> dict[str, Any]:
-    """Sum over the ranks, several times. Raises: ArithmeticError: a sum is wrong, on any rank."""
+    """Sum over the ranks, several times. Returns: backend, ranks, num_bytes, time_s. Raises: ArithmeticError: a sum is
+    wrong on any rank.
+    """
     import torch
     import torch.distributed as dist
 
@@ -110,8 +114,9 @@ def measure(config: Config, world: World) -> dict[str, Any]:
         dist.all_reduce(wrong)
         backend = dist.get_backend()
     if wrong.item():
-        raise ArithmeticError(f"{wrong.item():g} elements of an all-reduce over {ranks} ranks are not the sum")
-    # The first one opens connections.
+        elements = counted(int(wrong.item()), "wrong element")
+        raise ArithmeticError(f"{elements} in the sum of an all-reduce over {counted(ranks, 'rank')}")
+    # The first one also opens connections.
     return {
         "backend": backend,
         "ranks": ranks,

@@ -1,4 +1,4 @@
-"""Where a run reads and writes: data, run directories, caches. Torch-free, but for a task that counts parameters."""
+"""Where a run reads and writes: data, run directories, caches."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from trainer.config.schema import Config
 from trainer.data.cache import cache_root
 from trainer.data.sources import path_problems
 from trainer.estimate.memory import FLOAT32, state_bytes
+from trainer.network import proxy_of, route_problem
 from trainer.task import get_task
-from trainer.verbs.doctor.network import route_problem
 from trainer.verbs.doctor.report import Finding
 from trainer.world import World
 
 GIB = 2**30
 DATA_PATHS = ("path", "train", "validation", "test")
-# Where the model's size is not known before its data is read.
+# Used where the model's size is unknown before its data is read.
 LEAST_FREE_BYTES = GIB
-# A run makes some tens of files, its caches and checkpoints as many again.
+# A run writes tens of files, and as many again for caches and checkpoints.
 LEAST_FREE_INODES = 1000
-PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def check_data(config: Config, world: World) -> Iterator[Finding]:
-    """The configured files are there and can be read; a set on the hub is cached, or the hub can be reached."""
+    """The configured files exist and can be read; a data set of the hub is cached, or the hub can be reached."""
     values = {key: getattr(config.data, key, None) for key in DATA_PATHS}
     places = {f"data.{key}": value for key, value in values.items() if isinstance(value, str)}
     for key, value in places.items():
@@ -35,14 +34,14 @@ def check_data(config: Config, world: World) -> Iterator[Finding]:
     hub_id = getattr(config.data, "hub_id", None)
     if places:
         return
-    yield _on_the_hub(hub_id) if isinstance(hub_id, str) else Finding("data", "ok", f"{config.data.name}: no files")
+    yield (_on_the_hub(hub_id) if isinstance(hub_id, str) else Finding("data", "ok", f"{config.data.name}: no files"))
 
 
 def _readable(key: str, value: str) -> Finding:
     place = Path(value).expanduser()
     problems = [] if place.is_file() else path_problems(value, key)
     if problems:
-        return Finding("data", "failure", str(problems[0]), f"{key}=PATH of files that are there")
+        return Finding("data", "failure", str(problems[0]), f"{key}=PATH of existing files")
     file = place if place.is_file() else next(file for file in place.rglob("*") if file.is_file())
     try:
         with file.open("rb") as opened:
@@ -61,16 +60,15 @@ def _on_the_hub(hub_id: str) -> Finding:
     if (cache / hub_id.replace("/", "___")).exists():
         return Finding("data", "ok", f"{hub_id} is in the local cache")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    proxy = next((name for name in PROXIES if os.environ.get(name)), None)
-    problem = None if proxy else route_problem(endpoint)
+    problem, proxy = route_problem(endpoint), proxy_of(endpoint) is not None
     if problem is None:
-        return Finding("data", "ok", f"{hub_id}: {endpoint} " + (f"through {proxy}" if proxy else "can be reached"))
+        return Finding("data", "ok", f"{hub_id}: {endpoint} can be reached" + (" through a proxy" if proxy else ""))
     found = f"{hub_id} is not in {cache}, and {endpoint} cannot be reached ({problem})"
     return Finding("data", "failure", found, "data.path=DIRECTORY with a copy, or HF_ENDPOINT=URL of a mirror")
 
 
 def check_outputs(config: Config, world: World) -> Iterator[Finding]:
-    """Run directories can be written, and there is room for what a run keeps."""
+    """Run directories can be written, and have room for a run."""
     root = Path(config.run.root).absolute()
     problem = _write_problem(root)
     if problem is not None:
@@ -83,14 +81,14 @@ def check_outputs(config: Config, world: World) -> Iterator[Finding]:
     remedy = "run.root=DIRECTORY on a larger disk, or checkpoint.keep=1"
     yield Finding("outputs", "ok", found) if free >= needed else Finding("outputs", "failure", found, remedy)
     inodes = os.statvfs(place)
-    # Some file systems have no fixed number and say 0.
+    # File systems without a fixed number report 0.
     if inodes.f_files and inodes.f_favail < LEAST_FREE_INODES:
         found = f"{place}: {inodes.f_favail} inodes free of {inodes.f_files}"
         yield Finding("inodes", "failure", found, "delete small files there, or run.root=DIRECTORY elsewhere")
 
 
 def check_cache(config: Config, world: World) -> Iterator[Finding]:
-    """What is computed from data once can be kept."""
+    """The cache of prepared data can be written."""
     root = cache_root()
     problem = _write_problem(root)
     if problem is not None:
@@ -100,11 +98,11 @@ def check_cache(config: Config, world: World) -> Iterator[Finding]:
 
 
 def needed_bytes(config: Config) -> tuple[int, str]:
-    """What a run's directory holds at most. Returns: (bytes, how they were counted)."""
+    """Largest size of a run's directory. Returns: (bytes, what they are for)."""
     sizes = get_task(config.task.name, config.plugins).model_sizes(config)
     if sizes is None:
-        return LEAST_FREE_BYTES, "the least while the model's size is not known"
-    # The newest, the best, and the one being written; then the weights by themselves.
+        return LEAST_FREE_BYTES, "the minimum where the model's size is unknown"
+    # The newest ones, the best, and the one being written; then the exported weights.
     checkpoints = config.checkpoint.keep + 2
     checkpoint = FLOAT32 * sizes.total + state_bytes(config.optimizer, FLOAT32) * sizes.trained
     return checkpoints * checkpoint + FLOAT32 * sizes.total, f"for {checkpoints} checkpoints and the weights"
@@ -115,7 +113,7 @@ def _existing(place: Path) -> Path:
 
 
 def _write_problem(directory: Path) -> str | None:
-    """Why nothing can be written there, after trying it at the nearest folder that exists; None where it can."""
+    """Why the nearest existing folder cannot be written, found by trying; None where it can."""
     place = _existing(directory)
     if not place.is_dir():
         return f"{place} is a file, not a directory"
