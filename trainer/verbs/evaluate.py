@@ -92,7 +92,7 @@ def _final_weights(run_dir: Path) -> Path:
     path = run_dir / MODEL_FILE
     if not path.exists():
         raise UserError(
-            f"run={run_dir}: no {MODEL_FILE} yet, since the run is not finished; the command that started it resumes it",
+            f"run={run_dir}: no {MODEL_FILE} yet: the run is not finished, and the command that started it resumes it",
             "to evaluate it as it is, name a checkpoint: checkpoint=best or checkpoint=last",
         )
     return path
