@@ -209,7 +209,9 @@ def _bad_override(error: Exception, overrides: Sequence[Override]) -> UserError:
             siblings = [k for k in keys if k.count(".") == key.count(".")] or keys
             return UserError(f"{override.input_line}: no such key; {_nearest_key(key, siblings, keys)}")
         if f"'{key}'" in str(error) and override.is_add() and key in keys:
-            return UserError(f"{override.input_line}: the key exists already; write {(override.input_line or key).lstrip('+')}")
+            return UserError(
+                f"{override.input_line}: the key exists already; write {(override.input_line or key).lstrip('+')}"
+            )
         if f"'{key}'" in str(error):
             group = key.partition(".")[0]
             return UserError(f"{override.input_line}: the chosen {group} has no such key; others of {group}=... do")

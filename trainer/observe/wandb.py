@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from trainer.config.credentials import has_wandb_key
 from trainer.config.groups import WandbLoggerConfig
+from trainer.config.secrets import redact_words
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
@@ -34,24 +38,37 @@ def build_wandb_logger(config: WandbLoggerConfig, mapping: dict[str, Any], run_d
     # The table at the end says where the run is; wandb's own banner would break the progress bar.
     os.environ.setdefault("WANDB_SILENT", "true")
     # Started here, since Lightning always passes an argument that makes wandb warn on the terminal.
-    run = wandb.init(
-        project=config.project,
-        entity=config.entity,
-        group=config.group,
-        tags=config.tags,
-        notes=config.notes,
-        name=run_dir.name,
-        id=wandb_id,
-        resume="allow",
-        dir=str(run_dir),
-        mode="online" if online else "offline",
-        config=mapping,
-        settings=wandb.Settings(console="off", silent=True),
-    )
+    with _redacted_command_line():
+        run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            group=config.group,
+            tags=config.tags,
+            notes=config.notes,
+            name=run_dir.name,
+            id=wandb_id,
+            resume="allow",
+            dir=str(run_dir),
+            mode="online" if online else "offline",
+            config=mapping,
+            # The record has the commit; changes of the code may hold what is not meant to be shared.
+            settings=wandb.Settings(console="off", silent=True, save_code=False, disable_code=True),
+        )
     # The one step axis, which Lightning defines for the runs that it starts itself.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(save_dir=str(run_dir), experiment=run, log_model=False)
+
+
+@contextmanager
+def _redacted_command_line() -> Iterator[None]:
+    """wandb records sys.argv by itself and has no setting against it alone."""
+    before = sys.argv
+    sys.argv = redact_words(before)
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def can_reach_wandb() -> bool:
