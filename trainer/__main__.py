@@ -1,12 +1,22 @@
 """python -m trainer."""
 
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
-from trainer.faults.exit import run_and_exit
+OLDEST_PYTHON = (3, 11)
+# Enough to tell this environment from another interpreter, which has none of them or only some.
+NEEDED = ("hydra", "omegaconf", "pydantic", "rich", "torch", "pytorch_lightning")
 
 
 def script() -> NoReturn:
     """The console script."""
+    problem = wrong_interpreter()
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        sys.exit(2)
+    from trainer.faults.exit import run_and_exit
 
     def main() -> int:
         # Within run_and_exit, so that Ctrl-C during imports prints no traceback.
@@ -15,6 +25,18 @@ def script() -> NoReturn:
         return main()
 
     run_and_exit(main)
+
+
+def wrong_interpreter() -> str | None:
+    """What to do if this interpreter is not the one that the project is installed for, in one line."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if sys.version_info >= OLDEST_PYTHON and not missing:
+        return None
+    version = ".".join(map(str, sys.version_info[:2]))
+    what = f"it has no package {missing[0]}" if missing else f"it is Python {version}, and 3.11 is the oldest possible"
+    own = Path(__file__).resolve().parent.parent / ".venv" / "bin"
+    remedy = f"activate the environment (source {own}/activate)" if own.exists() else "install the project (make train)"
+    return f"{sys.executable} cannot run trainer: {what}; {remedy}"
 
 
 if __name__ == "__main__":

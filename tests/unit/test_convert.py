@@ -15,7 +15,9 @@ from trainer.checkpoint.weights import write_weights
 from trainer.cli import main
 from trainer.run.files import STATE_FILE
 
-WORDS = [*SPIRALS_WORDS, "run.name=run", "trainer.max_epochs=2", "trainer.enable_progress_bar=false"]
+# The lowest accuracy counts as best, so that the best checkpoint is an early one and the last is another.
+WORST_IS_BEST = ["monitor.metric=val/accuracy", "monitor.mode=min", "checkpoint.keep=3"]
+WORDS = [*SPIRALS_WORDS, "run.name=run", "trainer.max_epochs=3", "trainer.enable_progress_bar=false", *WORST_IS_BEST]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         assert main(WORDS) == 0
-    return directory / "outputs" / "spirals" / "run"
+    run = directory / "outputs" / "spirals" / "run"
+    best, last = (saved(run / "checkpoints" / name) for name in ("best", "last"))
+    assert any(not torch.equal(best[name], last[name]) for name in best)
+    return run
 
 
 def saved(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -46,6 +51,31 @@ def test_a_checkpoint_of_a_run(name: str, run: Path, tmp_path: Path) -> None:
     target = tmp_path / "new" / "weights.safetensors"
     assert main(["convert", f"run={run}", f"checkpoint={name}", f"out={target}"]) == 0
     assert_same(target, saved(run / "checkpoints" / name))
+
+
+@pytest.mark.parametrize("words", [[], ["checkpoint=best"], ["checkpoint=last"], ["checkpoint=step-16"]], ids=str)
+def test_the_final_weights_are_never_overwritten(words: list[str], run: Path) -> None:
+    before = (run / "model.safetensors").read_bytes()
+    assert main(["convert", f"run={run}", *words]) == 0
+    assert (run / "model.safetensors").read_bytes() == before
+    name = words[0].removeprefix("checkpoint=") if words else "best"
+    name = "step-00000016" if name == "step-16" else name
+    written = run / f"model-{name}.safetensors"
+    assert_same(written, saved(run / "checkpoints" / name))
+    written.unlink()
+
+
+def test_out_over_the_final_weights_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "model.safetensors").read_bytes()
+    assert main(["convert", f"run={run}", "checkpoint=last", f"out={run / 'model.safetensors'}"]) == 2
+    assert "holds the final weights of a run" in capsys.readouterr().err
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_another_format_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", f"run={run}", f"out={tmp_path / 'x.pt'}"]) == 2
+    assert ".safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "x.pt").exists()
 
 
 def test_a_checkpoint_by_its_path(run: Path, tmp_path: Path) -> None:
@@ -81,27 +111,27 @@ class Evil:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": Evil(tmp_path / "run")}, tmp_path / "evil.ckpt")
-    assert main(["convert", f"checkpoint={tmp_path / 'evil.ckpt'}", f"out={tmp_path / 'out'}"]) == 2
+    assert main(["convert", f"checkpoint={tmp_path / 'evil.ckpt'}", f"out={tmp_path / 'out.safetensors'}"]) == 2
     assert "would run code" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_printed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text").write_text("no checkpoint")
     torch.save({"epoch": 1}, tmp_path / "other.ckpt")
-    mistakes = {
+    errors = {
         "needs run=DIR": [],
         "checkpoint=lst": [f"run={run}", "checkpoint=lst"],
         "did you mean checkpoint?": [f"run={run}", "chekpoint=last"],
         "not a run directory": [f"run={tmp_path}"],
-        "no checkpoint, or one": [f"checkpoint={tmp_path / 'text'}", "out=x"],
-        "No such file": [f"checkpoint={tmp_path / 'none'}", "out=x"],
-        "holds no state_dict": [f"checkpoint={tmp_path / 'other.ckpt'}", "out=x"],
+        "no checkpoint, or one": [f"checkpoint={tmp_path / 'text'}", "out=x.safetensors"],
+        "no such file": [f"checkpoint={tmp_path / 'none'}", "out=x.safetensors"],
+        "holds no state_dict": [f"checkpoint={tmp_path / 'other.ckpt'}", "out=x.safetensors"],
     }
-    for told, words in mistakes.items():
+    for expected, words in errors.items():
         assert main(["convert", *words]) == 2
-        assert told in capsys.readouterr().err, told
+        assert expected in capsys.readouterr().err, expected
 
 
 def test_a_damaged_checkpoint_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,5 +142,5 @@ def test_a_damaged_checkpoint_is_refused(run: Path, tmp_path: Path, capsys: pyte
     with (copy / STATE_FILE).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.truncate()
-    assert main(["convert", f"checkpoint={copy}", f"out={tmp_path / 'out'}"]) == 2
+    assert main(["convert", f"checkpoint={copy}", f"out={tmp_path / 'out.safetensors'}"]) == 2
     assert "damaged" in capsys.readouterr().err

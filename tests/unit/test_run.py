@@ -105,17 +105,8 @@ def test_the_record_says_from_what_the_run_was_made(in_directory: Path) -> None:
     directory = finish(opened())
     record = json.loads((directory / "run.json").read_text())
     (attempt,) = record["attempts"]
-    assert attempt["git"]["sha"] and "diff" in attempt["git"]
+    assert attempt["git"].keys() == {"sha", "modified"}
     assert attempt["versions"]["torch"]
     assert attempt["hardware"]["num_cores"] == os.cpu_count()
     assert attempt["start"] and attempt["end"] and attempt["cause"] == "as planned"
     assert record["hash"] in directory.name
-
-
-def test_secrets_stay_references(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_TOKEN", "hunter2")
-    run = opened("logger=wandb", "logger.notes='${oc.env:MY_TOKEN}'")
-    text = (run.directory / "config.yaml").read_text() + (run.directory / "run.json").read_text()
-    assert "hunter2" not in text
-    assert "${oc.env:MY_TOKEN}" in text
-    run.close()

@@ -24,7 +24,7 @@ from omegaconf.resolvers import oc
 from trainer.config.parsing import parse_config
 from trainer.config.schema import Config
 from trainer.config.secrets import literal_secrets, refer_to_environment
-from trainer.errors import ConfigError, UserError, nearest
+from trainer.errors import ConfigError, UserError, nearest, shown
 from trainer.task import HOME, TaskSpec, find_tasks, get_task
 
 CONF = HOME / "conf"
@@ -113,9 +113,12 @@ def typed(mapping: DictConfig | Mapping[str, Any], chosen: Mapping[str, str] | N
         values: Any = OmegaConf.to_container(OmegaConf.create(mapping), resolve=True)  # pyright: ignore[reportArgumentType, reportCallIssue]
     except OmegaConfBaseException as error:
         raise UserError(f"{getattr(error, 'full_key', '') or 'configuration'}: {_first_line(error)}") from error
+    plugins = values.get("plugins")
+    if not isinstance(plugins, list) or not all(isinstance(folder, str) for folder in plugins):
+        raise UserError(f"plugins={shown(plugins)}: must be a list, as in plugins=[FOLDER]")
     node = values.get("task")
     name = node.get("name") if isinstance(node, dict) else node
-    task = get_task(str(name), values.get("plugins") or ())
+    task = get_task(str(name), plugins)
     return parse_config(values, task, chosen or {}), task
 
 
@@ -198,13 +201,17 @@ def _missing_member(error: MissingConfigException, overrides: Sequence[Override]
 
 def _bad_override(error: Exception, overrides: Sequence[Override]) -> UserError:
     """Name the override that Hydra could not apply, and the key that was probably meant."""
-    keys = _all_keys()
+    keys = all_keys()
     for override in overrides:
         key = override.key_or_group
         unknown_group = key in GROUPS and "not in struct" in str(error)
         if f"'{key}'" in str(error) and (key not in keys or unknown_group):
             siblings = [k for k in keys if k.count(".") == key.count(".")] or keys
             return UserError(f"{override.input_line}: no such key; {_nearest_key(key, siblings, keys)}")
+        if f"'{key}'" in str(error) and override.is_add() and key in keys:
+            return UserError(
+                f"{override.input_line}: the key exists already; write {(override.input_line or key).lstrip('+')}"
+            )
         if f"'{key}'" in str(error):
             group = key.partition(".")[0]
             return UserError(f"{override.input_line}: the chosen {group} has no such key; others of {group}=... do")
@@ -220,7 +227,7 @@ def _nearest_key(key: str, siblings: Sequence[str], keys: Sequence[str]) -> str:
     return nearest(key, list(keys))
 
 
-def _all_keys() -> list[str]:
+def all_keys() -> list[str]:
     """Dotted keys of the default configuration and of every group, for advice only."""
     keys: list[str] = []
 

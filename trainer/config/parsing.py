@@ -89,9 +89,18 @@ def _problems(error: ValidationError, path: str, node: Any) -> list[Problem]:
         if sentence not in advice.setdefault(key, []):
             advice[key].append(sentence)
     return [
-        Problem(key, None if "is missing" in sentences else inputs[key], " or ".join(sentences))
+        Problem(key, None if "is missing" in sentences else inputs[key], _joined(sentences))
         for key, sentences in advice.items()
     ]
+
+
+def _joined(sentences: list[str]) -> str:
+    """The arms of a union as one sentence, such as `should be greater than or equal to 1, or auto`."""
+    words = sorted((s for s in sentences if s.startswith("possible: ")), key=len)
+    others = [sentence for sentence in sentences if sentence not in words]
+    if not others:
+        return " or ".join(sentences)
+    return " or ".join(others) + "".join(f", or {word.removeprefix('possible: ')}" for word in words)
 
 
 def _key_parts(detail: ErrorDetails, root: Any) -> list[str]:
@@ -119,4 +128,6 @@ def _sentence(detail: ErrorDetails, node: Any, inner: list[str]) -> str:
         return nearest(str(detail["input"]), choices)
     if kind == "list_type":
         return f"must be a list, as in {'.'.join(inner)}=[a,b]"
+    if kind == "dataclass_type":
+        return "is a node of several keys, as in NODE.KEY=VALUE"
     return detail["msg"].removeprefix("Input ")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.credentials import has_wandb_key
 from trainer.config.groups import WandbLoggerConfig
+from trainer.config.secrets import redact_words
 from trainer.network import route_problem
 
 if TYPE_CHECKING:
@@ -30,25 +34,38 @@ def build_wandb_logger(config: WandbLoggerConfig, mapping: dict[str, Any], run_d
     (run_dir / "wandb").mkdir(exist_ok=True)
     # The run's place is printed at the end; wandb's own banner would break the progress bar.
     os.environ.setdefault("WANDB_SILENT", "true")
-    # Started here because Lightning passes an argument that makes wandb print a warning.
-    run = wandb.init(
-        project=config.project,
-        entity=config.entity,
-        group=config.group,
-        tags=config.tags,
-        notes=config.notes,
-        name=run_dir.name,
-        id=wandb_id,
-        resume="allow",
-        dir=str(run_dir),
-        mode="online" if online else "offline",
-        config=mapping,
-        settings=wandb.Settings(console="off", silent=True),
-    )
+    with _redacted_command_line():
+        # Started here because Lightning passes an argument that makes wandb print a warning.
+        run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            group=config.group,
+            tags=config.tags,
+            notes=config.notes,
+            name=run_dir.name,
+            id=wandb_id,
+            resume="allow",
+            dir=str(run_dir),
+            mode="online" if online else "offline",
+            config=mapping,
+            # The record has the commit; uncommitted changes may hold what is not meant to be shared.
+            settings=wandb.Settings(console="off", silent=True, save_code=False, disable_code=True),
+        )
     # One step axis for all metrics, as Lightning defines it for runs that it starts.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(save_dir=str(run_dir), experiment=run, log_model=False)
+
+
+@contextmanager
+def _redacted_command_line() -> Iterator[None]:
+    """wandb records sys.argv by itself and has no setting against it alone."""
+    before = sys.argv
+    sys.argv = redact_words(before)
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def can_reach_wandb() -> bool:

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from trainer.config.compose import compose_mapping, without_secrets
 from trainer.config.nodes import node_range
-from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED
+from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, UserError, nearest
 from trainer.faults.signals import create_stop_file, stop_before_training, stop_requested
 from trainer.launch.agent import RankFailure, start_nodes, start_ranks
 from trainer.launch.process_group import process_group
@@ -50,9 +51,14 @@ def fit(words: Sequence[str]) -> int:
 
 
 def _print_config(overrides: Sequence[str], options: Options) -> int:
-    """--cfg job: the composed configuration as YAML, secrets as references."""
-    composed = compose_mapping(overrides, options.config_dirs)
-    print(OmegaConf.to_yaml(without_secrets(composed)), end="")
+    """--cfg job: the composed configuration, or the node that --package names, as YAML with secrets as references."""
+    mapping: dict[str, Any] = without_secrets(compose_mapping(overrides, options.config_dirs))
+    composed = OmegaConf.create(mapping)
+    node = OmegaConf.select(composed, options.package) if options.package else composed
+    if not OmegaConf.is_config(node):
+        nodes = [str(key) for key, value in composed.items() if OmegaConf.is_config(value)]
+        raise UserError(f"--package {options.package}: no such node; {nearest(options.package, nodes)}")
+    print(OmegaConf.to_yaml(node), end="")
     return EXIT_DONE
 
 

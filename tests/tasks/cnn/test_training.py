@@ -97,7 +97,7 @@ def test_evaluation_of_three_ranks_is_that_of_one(in_directory: Path, command_li
     assert main([*WORDS, "trainer.max_steps=30"]) == 0
     results = []
     for devices in (1, 3):
-        done = command_line("eval", "run=outputs/cnn/run", f"trainer.devices={devices}", "batch.global_size=30")
+        done = command_line("eval", "run=outputs/cnn/run", f"trainer.devices={devices}")
         assert done.returncode == 0, done.stderr
         results.append(json.loads((in_directory / "outputs/cnn/run/eval.json").read_text()))
     one, three = results

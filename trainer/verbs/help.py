@@ -1,0 +1,200 @@
+"""The verb help, and --help of every verb. The texts stand here so that they are printed without loading the verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import EXIT_DONE, UserError, nearest
+from trainer.task import HOME, find_tasks
+
+OPTIONS = """\
+Options:
+  --cfg job            print the composed configuration and exit; with --package KEY only that node
+  --config-dir DIR     add a folder with groups of your own, such as DIR/experiment/mine.yaml
+  -m, --multirun       one run for each combination of comma-separated values
+  -h, --help           this text"""
+
+
+@dataclass(frozen=True)
+class VerbHelp:
+    """What --help prints of a verb.
+
+    summary: one line. usage: the command without `trainer`. arguments: lines about arguments and options.
+    keys: text about configuration keys, given the overrides on the command line. examples: commands.
+    """
+
+    summary: str
+    usage: str
+    arguments: str
+    examples: Sequence[str]
+    keys: Callable[[Sequence[str]], str] | None = None
+
+    def text(self, verb: str, overrides: Sequence[str]) -> str:
+        """All of it."""
+        parts = [f"{verb}: {self.summary}\n\nusage: python -m trainer {self.usage}", self.arguments]
+        parts += ["Examples:\n" + "\n".join(f"  python -m trainer {example}" for example in self.examples)]
+        parts += [self.keys(overrides)] if self.keys is not None else []
+        return "\n\n".join(part for part in parts if part)
+
+
+def help_verb(words: Sequence[str]) -> int:
+    """Print the help of the verb that the words name, or the overview. Returns: exit code. Raises: UserError."""
+    names = [word for word in words if "=" not in word and not word.startswith("-")]
+    if not names:
+        return print_help(None, [])
+    if len(names) > 1 or names[0] not in VERB_HELP:
+        raise UserError(f"help {' '.join(names)}: no such verb; {nearest(names[0], list(VERB_HELP))}")
+    return print_help(names[0], [word for word in words if word != names[0]])
+
+
+def print_help(verb: str | None, words: Sequence[str]) -> int:
+    """Print the help of a verb, or the overview. Args: words: the command line without the verb. Returns: exit code."""
+    overrides = [word for word in words if word not in ("-h", "--help")]
+    # `trainer task=bert --help` asks for the keys of a training run.
+    verb = verb or ("fit" if overrides else None)
+    print(_overview() if verb is None else VERB_HELP[verb].text(verb, overrides))
+    return EXIT_DONE
+
+
+def _overview() -> str:
+    """Verbs, and the members of every configuration group."""
+    verbs = "\n".join(f"  {name:<11} {each.summary}" for name, each in VERB_HELP.items())
+    lines = [
+        "usage: python -m trainer [VERB] [KEY=VALUE ...]",
+        "",
+        "Without a verb it trains. The same command resumes an unfinished run.",
+        "",
+        "  python -m trainer task=cnn                     train LeNet-5 on embedded digits",
+        "  python -m trainer task=cnn trainer.devices=2   the same curve on two ranks",
+        "  python -m trainer experiment=NAME              a full recipe from conf/experiment/",
+        "  python -m trainer -m task=cnn optimizer.lr=0.1,0.3   a sweep",
+        "",
+        f"Verbs (python -m trainer VERB --help describes each):\n{verbs}",
+        "",
+        OPTIONS,
+        "",
+        "Groups (GROUP=MEMBER):",
+    ]
+    for group in sorted((HOME / "conf").iterdir()):
+        if group.is_dir():
+            lines.append(f"  {group.name}={' '.join(sorted(file.stem for file in group.glob('*.yaml')))}")
+    return "\n".join(lines)
+
+
+def _configuration_keys(words: Sequence[str]) -> str:
+    """The keys of the configuration that the words compose."""
+    from trainer.config.compose import chosen_members, compose_mapping, typed
+    from trainer.config.describe import describe_config
+    from trainer.verbs.prepare import take_options
+
+    options, overrides = take_options(words)
+    config, _ = typed(compose_mapping(overrides, options.config_dirs), chosen_members(overrides))
+    chosen = f"task={config.task.name} model={config.model.name} data={config.data.name}"
+    chosen += f" optimizer={config.optimizer.name} scheduler={config.scheduler.name} strategy={config.strategy.name}"
+    head = f"Keys with {chosen} (name other members beside --help to see theirs):"
+    return f"{head}\n\n{describe_config(config)}"
+
+
+def _predict_arguments(words: Sequence[str]) -> str:
+    """The arguments of every task that predicts; of a run's task only, where run=DIR is among the words."""
+    from trainer.config.describe import describe_keys
+    from trainer.run.stored_config import read_stored_config
+
+    runs = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+    plugins = [word for word in words if word.startswith("plugins=")]
+    tasks = [read_stored_config(Path(runs[0]), plugins).task] if runs else list(find_tasks().values())
+    blocks = []
+    for task in tasks:
+        schema = task.predict_arguments
+        if schema is None:
+            continue
+        fields = schema.__dataclass_fields__
+        defaults = {name: field.default for name, field in fields.items() if name in vars(schema)}
+        blocks.append("\n".join([f"Arguments for a run of task={task.name}:", *describe_keys(schema, defaults)]))
+    return "\n\n".join(blocks) or f"A run of task={tasks[0].name} has no predict."
+
+
+RUN = "outputs/cnn/NAME"
+PLACES = "trainer.devices, trainer.accelerator, trainer.precision, batch.eval_size, launch.* and performance.*"
+PLUGINS = """\
+  plugins=[FOLDER]     import the task of a plugin; a stored run imports no code by itself, so repeat it here"""
+
+VERB_HELP: Mapping[str, VerbHelp] = {
+    "fit": VerbHelp(
+        "train a configuration, or resume its unfinished run",
+        "[fit] [KEY=VALUE | GROUP=MEMBER ...] [OPTIONS]",
+        OPTIONS,
+        [
+            "task=cnn",
+            "task=cnn optimizer=sgd optimizer.lr=0.1 trainer.max_epochs=5",
+            "-m task=cnn optimizer.lr=0.001,0.003",
+            "task=bert --help",
+        ],
+        _configuration_keys,
+    ),
+    "plan": VerbHelp(
+        "print what would run: ranks, batch, steps, memory, learning rate",
+        "plan [KEY=VALUE | GROUP=MEMBER ...] [--config-dir DIR]",
+        "Takes the configuration of a training run (python -m trainer fit --help) and starts nothing.",
+        ["plan task=cnn batch.global_size=256", "plan task=bert trainer.devices=8 trainer.accelerator=cuda"],
+    ),
+    "doctor": VerbHelp(
+        "check whether this machine can run a configuration, and print remedies",
+        "doctor [KEY=VALUE | GROUP=MEMBER ...] [--json] [--config-dir DIR]",
+        "Takes the configuration of a training run (python -m trainer fit --help).\n"
+        "  --json               print the findings as JSON\n"
+        "Exit code: 0, or 2 where the run would fail.",
+        ["doctor task=cnn", "doctor task=bert trainer.devices=8 --json"],
+    ),
+    "eval": VerbHelp(
+        "metrics of a trained model on its own data or on other data",
+        "eval run=DIR [checkpoint=NAME] [data=MEMBER data.KEY=VALUE ...] [KEY=VALUE ...]",
+        f"""\
+Arguments:
+  run=DIR              the run's directory
+  checkpoint=NAME      best, last, step-N or a path, verified before it is used; without it the run's final weights
+  data=MEMBER          another data set of the task, with data.KEY=VALUE as in training; vocabulary, labels and
+                       normalisation remain the run's
+  KEY=VALUE            {PLACES},
+                       trainer.limit_val_batches, trainer.limit_test_batches; other keys have no effect and are
+                       refused
+  --config-dir DIR     a folder with data sets of your own, such as DIR/data/mine.yaml
+{PLUGINS}
+
+Results go to DIR/eval.json; of other weights, other data or other numeric settings to a file of their own,
+DIR/eval-DATA-CHECKPOINT-HASH.json.""",
+        [f"eval run={RUN}", f"eval run={RUN} checkpoint=last", f"eval run={RUN} data=image_folder data.path=photos"],
+    ),
+    "predict": VerbHelp(
+        "apply a trained model to new input",
+        "predict run=DIR [ARGUMENT=VALUE ...] [KEY=VALUE ...]",
+        f"""\
+Arguments:
+  run=DIR              the run's directory
+  KEY=VALUE            {PLACES}
+{PLUGINS}""",
+        ["predict run=outputs/bert/NAME input=texts.csv", "predict run=outputs/dcgan/NAME n=64 seed=1"],
+        _predict_arguments,
+    ),
+    "convert": VerbHelp(
+        "write the weights of a checkpoint as safetensors",
+        "convert run=DIR [checkpoint=NAME] [out=FILE.safetensors]   or   convert checkpoint=PATH out=FILE.safetensors",
+        """\
+Arguments:
+  run=DIR              the run's directory
+  checkpoint=NAME      best (default), last, step-N or a path; verified before it is used
+  out=FILE             file to write, which ends in .safetensors; without it DIR/model-NAME.safetensors
+
+DIR/model.safetensors, which holds the final weights of the run, is never overwritten.""",
+        [f"convert run={RUN} checkpoint=last", f"convert checkpoint={RUN}/checkpoints/last out=last.safetensors"],
+    ),
+    "completion": VerbHelp(
+        "print a script that completes verbs, groups and keys in bash",
+        'completion   as in   eval "$(trainer completion)"',
+        "",
+        ["completion >> ~/.bashrc"],
+    ),
+    "help": VerbHelp("this overview, or the help of a verb", "help [VERB]", "", ["help eval"]),
+}
