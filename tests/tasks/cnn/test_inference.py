@@ -56,12 +56,12 @@ def insects(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the images and one run per precision: plain, mixed, true."""
+    """A directory with the images and one run per precision: plain, mixed, half (all bfloat16)."""
     folder = tmp_path_factory.mktemp("trained")
     insects(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, words in {"plain": [], "mixed": MIXED, "true": TRUE}.items():
+        for name, words in {"plain": [], "mixed": MIXED, "half": TRUE}.items():
             assert main([*WORDS, *words, f"run.name={name}"]) == 0
     return folder
 
@@ -90,7 +90,7 @@ def evaluated(folder: Path, name: str) -> tuple[Tensor, list[str]]:
     return torch.cat(logits), [files[row] for row in validation.rows.tolist()]
 
 
-@pytest.mark.parametrize("name", ["plain", "mixed", "true"])
+@pytest.mark.parametrize("name", ["plain", "mixed", "half"])
 def test_logits_are_those_of_eval_bit_for_bit(name: str, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
     expected, files = evaluated(trained, name)
