@@ -1,4 +1,4 @@
-"""The decoded cache: whole or not there, built once, exact statistics."""
+"""The decoded cache: complete or absent, built once, with exact statistics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def same(a: ImageCache, b: ImageCache) -> bool:
     return a.folder == b.folder and a.sha256 == b.sha256 and np.array_equal(a.pixels, b.pixels)
 
 
-def test_second_time_is_only_opened(root: Path) -> None:
+def test_a_cache_is_built_once_and_then_opened(root: Path) -> None:
     first = image_cache({"rows": "a"}, SHAPE, fill)
     assert same(image_cache({"rows": "a"}, SHAPE, must_not_build), first)
     assert first.unusable == {2: "row 2: broken"}
@@ -82,7 +82,7 @@ def test_a_damaged_cache_is_built_again(name: str) -> None:
     assert (folder / name).read_bytes() == content
 
 
-def test_what_a_killed_build_left_is_cleared(root: Path) -> None:
+def test_leftovers_of_a_killed_build_are_removed(root: Path) -> None:
     folder = image_cache({"rows": "a"}, SHAPE, fill).folder
     leftover = folder.with_suffix(".building")
     folder.rename(leftover)
@@ -115,15 +115,15 @@ def test_one_of_many_processes_builds(tmp_path: Path) -> None:
     assert tally.read_text() == "built\n"
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRAINER_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="TRAINER_CACHE=DIRECTORY"):
         image_cache({"rows": "a"}, SHAPE, fill)
 
 
-def test_too_little_space_is_said_before_decoding() -> None:
-    with pytest.raises(UserError, match=r"it takes .* GiB and .* GiB are free"):
+def test_too_little_space_is_reported_before_decoding() -> None:
+    with pytest.raises(UserError, match=r"it needs .* GiB and .* GiB are free"):
         image_cache({"rows": "a"}, (2**40, 3, 224, 224), must_not_build)
 
 

@@ -1,4 +1,4 @@
-"""Frechet and kernel distance against torchmetrics, closed forms and themselves on several ranks."""
+"""Frechet and kernel distance against torchmetrics and closed forms, the feature table on several ranks, the log."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
+from tasks.dcgan.score_log import append_score, read_scores
 from tasks.dcgan.scores import FeatureTable, frechet_distance, kernel_distance
 
 
@@ -54,7 +55,8 @@ def test_kernel_distance_is_unbiased() -> None:
 
 
 def test_table_gives_the_same_on_uneven_ranks(tmp_path: Path) -> None:
-    mp.spawn(_on_rank, args=(str(tmp_path),), nprocs=3)  # pyright: ignore[reportPrivateImportUsage]
+    # Forked ranks need not import torch again.
+    mp.start_processes(_on_rank, (str(tmp_path),), nprocs=3, start_method="fork")  # pyright: ignore
 
 
 def _on_rank(rank: int, folder: str) -> None:
@@ -70,3 +72,18 @@ def _on_rank(rank: int, folder: str) -> None:
     assert torch.equal(gathered[0], real[order])
     assert torch.equal(gathered[1], fake[order])
     dist.destroy_process_group()
+
+
+def test_scores_are_appended_and_those_of_repeated_steps_replaced(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 10):
+        append_score(tmp_path, {"step": step, "distance": float(step)})
+    assert [line["step"] for line in read_scores(tmp_path)] == [5, 10]
+
+
+def test_a_score_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    append_score(tmp_path, {"step": 5})
+    with (tmp_path / "scores.jsonl").open("a") as file:
+        file.write('{"step": 10, "dist')
+    assert [line["step"] for line in read_scores(tmp_path)] == [5]
+    append_score(tmp_path, {"step": 15})
+    assert [line["step"] for line in read_scores(tmp_path)] == [5, 15]

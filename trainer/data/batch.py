@@ -1,4 +1,4 @@
-"""What travels from a data set to a step."""
+"""Batches: from a data set to a training step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 @dataclass
 class MicroBatch:
-    """One forward and backward's worth of samples on one rank; a data set adds its tensors.
+    """The samples of one forward and backward on one rank; a data set adds its tensors.
 
     indices (B,) int64: positions in the data set, also the key of each sample's random draws. Rows from num_valid on
-    are fillers, there only because every rank must call the network equally often; no sum may include them.
+    are fillers, needed because every rank must call the network equally often; no sum may include them.
     """
 
     indices: Tensor
@@ -23,11 +23,11 @@ class MicroBatch:
     epoch: int
 
     def to(self, device: torch.device) -> Self:
-        """The same batch with its tensors on a device; copies from pinned memory overlap with computation."""
+        """Copy to a device; copies from pinned memory overlap with computation."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory."""
+        """Copy to page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
     def _map(self, function) -> Self:  # noqa: ANN001
@@ -43,8 +43,8 @@ B_co = TypeVar("B_co", bound=MicroBatch, covariant=True)
 class StepBatch(Generic[B]):
     """One rank's share of one optimizer step.
 
-    micro_batches: in order, at least one. num_samples: real samples of the step over *all* ranks, which every rank
-    divides its summed loss by, so that the gradient is the global mean whatever the split.
+    micro_batches: in order, at least one. num_samples: valid samples of the step over all ranks. Every rank divides its
+    summed loss by it, so that the gradient is the global mean for any split.
     """
 
     micro_batches: list[B]
@@ -60,7 +60,7 @@ class StepBatch(Generic[B]):
 
 
 class Gatherable(Protocol[B_co]):
-    """A data set that hands out many samples in one vectorised go."""
+    """A data set that gathers a batch in one vectorised call."""
 
     def __len__(self) -> int: ...
 

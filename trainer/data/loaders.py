@@ -1,8 +1,8 @@
 """Loaders that Lightning iterates: no worker processes, since gathering a batch is one vectorised call.
 
-torch's DataLoader collates sample by sample in worker processes and restarts an epoch on resume; here a background
-thread prepares batches ahead (NumPy and torch release the GIL in the copies), and the start of an epoch is asked of
-whoever knows it when iteration begins.
+torch's DataLoader collates sample by sample in worker processes and restarts an epoch on resume. Here a background
+thread prepares batches ahead (NumPy and torch release the GIL in the copies), and an iteration starts at the step that
+the caller's `position` returns.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 class StepLoader(Generic[B]):
-    """One rank's training batches, one a step.
+    """One rank's training batches, one per step.
 
-    position: asked at the start of each epoch for (epoch, steps of it already done), so a resumed epoch goes on at
-    its next step. wait_s: seconds the training loop has waited for data so far.
+    position: returns (epoch, steps of it already done); called at the start of each epoch, so that a resumed one
+    continues at its next step. wait_s: seconds the training loop has waited for data so far.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StepLoader(Generic[B]):
 
 
 class EvaluationLoader(Generic[B]):
-    """One rank's part of a set, or of its first num_samples, each sample once over all ranks, in order."""
+    """One rank's part of a set, or of its first num_samples, in order; each sample is on exactly one rank."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class EvaluationLoader(Generic[B]):
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Run an iterator in a thread, `depth` items ahead; an exception in it is raised where the item was due."""
+    """Run an iterator in a thread, `depth` items ahead. Its exception is raised in place of the item."""
     if depth == 0:
         yield from items
         return
@@ -106,10 +106,10 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
                 continue
 
     def work() -> None:
-        """Put items and how it ended."""
+        """Put all items, and then the end or the exception."""
         try:
             if gpu is not None:
-                torch.cuda.set_device(gpu)  # a new thread is on GPU 0, where pinning memory would open a context
+                torch.cuda.set_device(gpu)  # else GPU 0, where pinning memory would create a context
             for item in items:
                 if stopped.is_set():
                     return

@@ -1,4 +1,4 @@
-"""What a task's data gives the engine."""
+"""The data module that a task extends."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
         return None
 
     def describe(self) -> Mapping[str, object]:
-        """Facts for the run's record: source, sizes, fingerprint, what was held out."""
+        """Facts for the run's record: source, sizes, fingerprint, and what was held out."""
         return {name: len(dataset) for name, dataset in self.sets.items()}
 
     def train_sampler(self) -> StepSampler:
-        """The order of training samples."""
+        """The sampler of the training set; a new permutation each epoch unless overridden."""
         return ShuffledSampler(len(self.sets["train"]), self.config.batch.global_size, self.config.seed)
 
     def train_dataloader(self) -> StepLoader[MicroBatch]:
-        """Lightning's hook."""
+        """This rank's training batches; see StepLoader."""
         trainer = self._trainer
         micro_size = self.config.batch.micro_size or self.config.batch.global_size
         self.train_loader = StepLoader(
@@ -83,11 +83,11 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
         return self.train_loader
 
     def val_dataloader(self) -> EvaluationLoader[MicroBatch] | list[object]:
-        """Lightning's hook; an empty list where there is no validation set."""
+        """This rank's validation batches; an empty list where there is no validation set."""
         return self.evaluation_loader("val") if "val" in self.sets else []
 
     def test_dataloader(self) -> EvaluationLoader[MicroBatch] | list[object]:
-        """Lightning's hook; an empty list where there is no test set."""
+        """This rank's test batches; an empty list where there is no test set."""
         return self.evaluation_loader("test") if "test" in self.sets else []
 
     def evaluation_loader(self, name: str) -> EvaluationLoader[MicroBatch]:
@@ -113,7 +113,7 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
         """(epoch, steps done in it). One Lightning batch is one step, so its own progress is the position."""
         fit_loop = self._trainer.fit_loop
         batches = fit_loop.epoch_loop.batch_progress
-        # After the last step of an epoch the count still stands while the epoch's number has moved on.
+        # After the last step of an epoch the epoch's number is increased before the count of its steps is reset.
         done = batches.current.completed if fit_loop.restarting else 0
         epochs: Any = fit_loop.epoch_progress.current
         return epochs.processed, done

@@ -1,7 +1,7 @@
 """Which rank takes which samples in which step.
 
-Samplers are functions of (seed, epoch), not iterators: any step of any epoch can be asked for, so resuming is a
-matter of asking for the next one, and the global order does not depend on the number of ranks.
+Samplers are functions of (seed, epoch), not iterators: every step of every epoch can be computed directly, so that a
+resumed run computes its next step, and the global order does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ShuffledSampler:
         return -(-self.num_samples // self.global_size)
 
     def epoch_batches(self, epoch: int) -> list[np.ndarray]:
-        """See StepSampler."""
+        """Per step the (B,) int64 indices of its global batch, from a permutation of (seed, epoch)."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
         return [order[start : start + self.global_size] for start in range(0, self.num_samples, self.global_size)]
 
@@ -64,8 +64,8 @@ class ShuffledSampler:
 def split_step(indices: np.ndarray, share: Share, micro_size: int) -> list[MicroIndices]:
     """One rank's micro-batches of a global batch.
 
-    Ranks take contiguous parts that differ by at most one sample. All ranks get equally many micro-batches; a rank
-    without a sample left repeats one as a filler, with num_valid 0.
+    Ranks take contiguous parts whose sizes differ by at most one. All ranks get equally many micro-batches; a rank
+    without a sample repeats one as a filler, with num_valid 0.
 
     Args: indices (B,) int64: the global batch. micro_size: largest micro-batch.
     """
@@ -98,7 +98,7 @@ def num_evaluated(num_samples: int, limit: int | float, batch_size: int) -> int:
 
 
 def uniform(seed: int, epoch: int, indices: np.ndarray, num_draws: int, stream: int = 0) -> np.ndarray:
-    """Independent uniform draws for each sample of an epoch: the same on any rank and in any batch.
+    """Independent uniform draws for each sample of an epoch, the same on every rank and in every batch.
 
     SplitMix64 (Steele, Lea and Flood 2014) as a counter-based generator, keyed by seed, stream, epoch and sample.
 

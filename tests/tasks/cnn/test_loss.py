@@ -1,4 +1,4 @@
-"""The loss of one micro-batch against its formula: smoothing, mixup, fillers."""
+"""The loss of one micro-batch against its formula: smoothing, mixup, filler rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tasks.cnn.data import CNNData, MixupBatch, MixupSet
-from tasks.cnn.module import CNNModule, build_module
+from tasks.cnn.module import CNNModule
 from trainer.config.compose import compose_mapping, typed
+from trainer.data.batch import MicroBatch
 from trainer.data.images.batches import ImageBatch, ImageSet
 from trainer.data.samplers import Share, split_step
 from trainer.errors import ConfigError
@@ -25,7 +26,9 @@ def built(*words: str) -> tuple[CNNModule, CNNData]:
     assert isinstance(data, CNNData)
     data.load(torch.device("cpu"))
     torch.manual_seed(0)
-    return build_module(config, data), data
+    module = task.build_module(config, data)
+    assert isinstance(module, CNNModule)
+    return module, data
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -40,20 +43,37 @@ def test_loss_is_the_sum_over_valid_rows(smoothing: float) -> None:
     batch = data.sets["train"].gather(np.arange(20), 13, epoch=0)
     assert isinstance(batch, ImageBatch)
     loss, sums = module.loss(module.model, batch)
-    images = (batch.images / 255 - data.mean[0]) / data.std[0]
+    images = (batch.images / 255 - data.spec.mean[0]) / data.spec.std[0]
     logits = module.model(images)[:13]
     torch.testing.assert_close(loss, cross_entropy(logits, batch.labels[:13], smoothing).sum())
     assert sums["accuracy"] == (logits.argmax(1) == batch.labels[:13]).sum()
     assert sums["num_flops"] == 3 * 13 * module.flops
 
 
-def test_fillers_give_no_gradient() -> None:
-    module, data = built()
-    loss, sums = module.loss(module.model, data.sets["train"].gather(np.arange(1), 0, epoch=0))
+def gradients(module: CNNModule, batch: MicroBatch) -> list[Tensor]:
+    """Of every parameter; there must be one for each, also from a batch of filler rows."""
+    assert isinstance(batch, ImageBatch)
+    module.zero_grad()
+    loss, _ = module.loss(module.model, batch)
     loss.backward()
+    found = [parameter.grad for parameter in module.model.parameters()]
+    assert all(gradient is not None for gradient in found)
+    return [gradient.clone() for gradient in found if gradient is not None]
+
+
+def test_filler_rows_give_no_gradient() -> None:
+    module, data = built()
+    train = data.sets["train"]
+    only_filler = train.gather(np.arange(1), 0, epoch=0)
+    assert isinstance(only_filler, ImageBatch)
+    loss, sums = module.loss(module.model, only_filler)
     assert loss == 0
     assert sums["accuracy"] == 0
-    assert all(not parameter.grad.any() for parameter in module.model.parameters() if parameter.grad is not None)
+    assert not any(gradient.any() for gradient in gradients(module, only_filler))
+    with_filler, without = (gradients(module, train.gather(np.arange(n), 3, epoch=0)) for n in (4, 3))
+    assert all(gradient.any() for gradient in without)
+    for one, other in zip(with_filler, without, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_mixup_blends_images_and_losses() -> None:
@@ -63,7 +83,7 @@ def test_mixup_blends_images_and_losses() -> None:
     loss, _ = module.loss(module.model, batch)
     share = batch.share[:, None, None, None]
     mixed = batch.images / 255 * share + batch.partner_images / 255 * (1 - share)
-    logits = module.model((mixed - data.mean[0]) / data.std[0])
+    logits = module.model((mixed - data.spec.mean[0]) / data.spec.std[0])
     own = cross_entropy(logits, batch.labels, 0.1)
     partner = cross_entropy(logits, batch.partner_labels, 0.1)
     torch.testing.assert_close(loss, (batch.share * own + (1 - batch.share) * partner).sum(), rtol=1e-5, atol=0)
@@ -118,7 +138,7 @@ def test_mixup_draws_from_beta() -> None:
         (["data.resize=squash"], "data.resize"),
     ],
 )
-def test_mistakes_name_their_key(words: list[str], key: str) -> None:
+def test_user_errors_name_their_key(words: list[str], key: str) -> None:
     try:
         config, task = typed(compose_mapping(["task=cnn", "logger=none", *words]))
         problems = task.validate(config)
@@ -127,7 +147,7 @@ def test_mistakes_name_their_key(words: list[str], key: str) -> None:
     assert [problem.key for problem in problems] == [key]
 
 
-def test_images_too_small_for_the_network_are_found_when_loaded() -> None:
+def test_images_too_small_for_the_network_are_refused_when_loaded() -> None:
     with pytest.raises(ConfigError, match=r"data.image_size=8: model=lenet5 needs images of at least 16 pixels"):
         built("data.image_size=null")
 

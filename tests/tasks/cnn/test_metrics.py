@@ -28,7 +28,7 @@ def scored(count: int, num_classes: int = 10) -> tuple[torch.Tensor, torch.Tenso
 
 
 def measured(count: int, share: Share) -> tuple[dict[str, float], torch.Tensor]:
-    """One rank's part of an evaluation. Fillers are real rows, so that counting one would show."""
+    """One rank's part of an evaluation. Fillers are real rows, so that a counted filler changes the result."""
     logits, labels = scored(count)
     metrics = Metrics(10)
     for micro in evaluation_batches(count, share, batch_size=8):
@@ -72,7 +72,7 @@ def test_ranks_agree_with_one_process(world_size: int, tmp_path: Path) -> None:
             assert values == expected
 
 
-def test_each_evaluation_starts_anew() -> None:
+def test_metrics_are_reset_after_each_evaluation() -> None:
     logits, labels = scored(20)
     metrics = Metrics(10)
     for _ in range(2):
@@ -80,7 +80,7 @@ def test_each_evaluation_starts_anew() -> None:
         assert int(metrics.compute()[1].sum()) == 20
 
 
-def test_top_five_of_five_classes_says_nothing() -> None:
+def test_top_five_of_five_classes_is_left_out() -> None:
     logits, labels = scored(20, num_classes=5)
     metrics = Metrics(5)
     metrics(logits, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ import pytest
 import torch
 from conftest import CommandLine
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 
+from tasks.cnn.module import CNNModule
 from trainer.cli import main
+from trainer.data.images.batches import ImageBatch
+from trainer.module import StepSums
 from trainer.run.metrics_file import read_metrics
 
 NUM_STEPS, BATCH_SIZE, SEED = 100, 32, 3
@@ -94,16 +99,30 @@ def test_losses_are_those_of_a_plain_loop(plain_losses: list[float], in_director
 
 
 def test_evaluation_of_three_ranks_is_that_of_one(in_directory: Path, command_line: CommandLine) -> None:
-    assert main([*WORDS, "trainer.max_steps=30"]) == 0
+    """358 images on 3 ranks of 7: the last step has one image, so two ranks evaluate only a filler row."""
+    small = ["trainer.max_steps=3", "data.image_size=16", "data.eval_fraction=0.1992", "batch.eval_size=7"]
+    assert main([*WORDS, *small]) == 0
+    run_dir = in_directory / "outputs/cnn/run"
     results = []
     for devices in (1, 3):
-        done = command_line("eval", "run=outputs/cnn/run", f"trainer.devices={devices}")
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads((in_directory / "outputs/cnn/run/eval.json").read_text()))
-    one, three = results
+        words = ["eval", f"run={run_dir}", f"trainer.devices={devices}"]
+        if devices == 1:
+            assert main(words) == 0
+        else:
+            done = command_line(*words, timeout_s=400)
+            assert done.returncode == 0, done.stderr
+        counts = [row["num_images"] for row in per_class(run_dir)]
+        assert sum(map(int, counts)) == 358
+        results.append((json.loads((run_dir / "eval.json").read_text()), per_class(run_dir)))
+    (one, classes), (three, same_classes) = results
     assert one.pop("val/loss") == pytest.approx(three.pop("val/loss"), abs=1e-6)
-    assert one == three
+    assert (one, classes) == (three, same_classes)
     assert set(one) == {"val/accuracy", "val/top5_accuracy"}
+
+
+def per_class(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "per_class_val.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_the_default_run_learns_and_leaves_its_report(in_directory: Path) -> None:
@@ -112,8 +131,7 @@ def test_the_default_run_learns_and_leaves_its_report(in_directory: Path) -> Non
     accuracies = [line["val/accuracy"] for line in read_metrics(run_dir) if "val/accuracy" in line]
     assert len(accuracies) == 10
     assert max(accuracies) >= 0.95
-    with (run_dir / "per_class_val.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = per_class(run_dir)
     assert sum(int(row["num_images"]) for row in rows) == 359
     assert sum(int(row["num_right"]) for row in rows) == round(accuracies[-1] * 359)
     assert (run_dir / "confusion_val.png").stat().st_size > 0
@@ -122,21 +140,110 @@ def test_the_default_run_learns_and_leaves_its_report(in_directory: Path) -> Non
     assert record["model"]["num_parameters"] == {"model": 61_706}
 
 
+# ---- options: each changes what it names, and nothing is trained as without it
+
+SHORT = [
+    "task=cnn",
+    "logger=none",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=1",
+    "trainer.log_every_n_steps=1",
+    "data.image_size=16",
+]
+
+
+@dataclass
+class Trained:
+    """losses: of each step. weights: as stored. conv: the last convolution's weight while training. images: what the
+    network was given in the first step."""
+
+    losses: list[float]
+    weights: dict[str, Tensor]
+    conv: Tensor
+    images: Tensor
+
+
+def train(*words: str) -> Trained:
+    """Two steps in the current directory."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = CNNModule.loss
+
+    def watched(self: CNNModule, network: nn.Module, micro: ImageBatch) -> tuple[Tensor, StepSums]:
+        # The last one: with a single input channel every memory order is the same.
+        conv = [module for module in self.model.modules() if isinstance(module, nn.Conv2d)][-1]
+        hook = network.register_forward_pre_hook(lambda _, inputs: seen.append((conv.weight, inputs[0])))
+        try:
+            return original(self, network, micro)
+        finally:
+            hook.remove()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CNNModule, "loss", watched)
+        assert main([*SHORT, *words]) == 0
+    (run,) = Path("outputs/cnn").iterdir()
+    assert all(np.isfinite(line["val/loss"]) for line in read_metrics(run) if "val/loss" in line)
+    return Trained(losses_of(run), load_file(run / "model.safetensors"), *seen[0])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("plain"))
+        return train()
+
+
+def test_label_smoothing_changes_the_loss_and_not_the_images(plain: Trained, in_directory: Path) -> None:
+    smoothed = train("task.label_smoothing=0.1")
+    assert torch.equal(smoothed.images, plain.images)
+    assert abs(smoothed.losses[0] - plain.losses[0]) > 1e-4
+
+
+def test_mixup_blends_the_images(plain: Trained, in_directory: Path) -> None:
+    mixed = train("task.mixup_alpha=0.4")
+    changed = (mixed.images != plain.images).flatten(1).any(1)
+    assert changed.float().mean() > 0.5
+    assert mixed.losses[0] != plain.losses[0]
+
+
+@pytest.mark.parametrize(("words", "share"), [("data.flip=true", 0.5), ("data.crop_padding=4", 80 / 81)])
+def test_augmentation_changes_the_training_images(words: str, share: float, plain: Trained, in_directory: Path) -> None:
+    """Half of the images are mirrored; all but one window of 81 move."""
+    changed = (train(words).images != plain.images).flatten(1).any(1)
+    assert changed.float().mean().item() == pytest.approx(share, abs=0.3)
+
+
+def test_channels_last_changes_the_memory_order_only(plain: Trained, in_directory: Path) -> None:
+    last = train("performance.channels_last=true")
+    assert last.conv.is_contiguous(memory_format=torch.channels_last)
+    assert not plain.conv.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last.images, plain.images)
+    assert last.losses == pytest.approx(plain.losses, abs=1e-4)
+
+
 @pytest.mark.parametrize(
-    "words",
-    [
-        ["task.mixup_alpha=0.4", "task.label_smoothing=0.1"],
-        ["data.crop_padding=4", "data.flip=true", "performance.channels_last=true"],
-        ["trainer.precision=bf16-mixed"],
-        ["trainer.precision=bf16-true"],
-        ["model=resnet18", "data.image_size=8", "performance.channels_last=true"],
-        ["model=resnet50", "data.image_size=8"],
-        ["model=reference_cnn", "data.image_size=null"],
-    ],
+    ("precision", "weights"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)], ids=str
 )
-def test_options_train(words: list[str], in_directory: Path) -> None:
-    shorter = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.limit_val_batches=1"]
-    assert main(["task=cnn", "logger=none", "trainer.accelerator=cpu", "run.name=run", *shorter, *words]) == 0
-    assert np.isfinite(
-        [line["val/loss"] for line in read_metrics(in_directory / "outputs/cnn/run") if "val/loss" in line]
-    )
+def test_precision(precision: str, weights: torch.dtype, plain: Trained, in_directory: Path) -> None:
+    run = train(f"trainer.precision={precision}")
+    assert run.conv.dtype == run.weights["model.conv1.weight"].dtype == weights
+    assert run.losses[0] == pytest.approx(plain.losses[0], abs=0.1)
+    assert run.losses[0] != plain.losses[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "channels"),
+    [
+        (["model=resnet18", "data.image_size=8"], "model.stem.0.weight", 64),
+        (["model=resnet50", "data.image_size=8", "data.channels=3"], "model.stem.0.weight", 64),
+        (["model=reference_cnn", "data.image_size=null"], "model.conv.weight", 32),
+    ],
+    ids=str,
+)
+def test_networks_and_sizes(words: list[str], first: str, channels: int, in_directory: Path) -> None:
+    trained = train(*words, "batch.global_size=8")
+    side, depth = 8, 3 if "data.channels=3" in words else 1
+    assert trained.weights[first].shape[:2] == (channels, depth)
+    assert trained.images.shape[1:] == (depth, side, side)

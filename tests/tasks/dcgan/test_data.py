@@ -1,4 +1,4 @@
-"""Noise and batches: independent of ranks, different between them, and distributed as they should be."""
+"""Noise and batches: independent of the number of ranks, different between ranks, and correctly distributed."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_noise_depends_on_each_of_its_keys() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
-def test_ranks_draw_what_one_would_have_drawn(world_size: int) -> None:
-    """103 images in steps of 16: the last step has 7, fewer than 8 ranks want."""
+def test_ranks_together_draw_the_batch_of_one_rank(world_size: int) -> None:
+    """103 images in steps of 16: the last step has 7, fewer than 8 ranks."""
     dataset = GanImages(images(), LATENT_SIZE, seed=3, discriminator_steps=2)
     for epoch in (0, 1):
         for indices in ShuffledSampler(NUM_IMAGES, 16, 3).epoch_batches(epoch):
@@ -82,7 +82,7 @@ def test_scored_images_come_once_on_any_number_of_ranks(world_size: int) -> None
     assert np.array_equal(torch.stack([seen[i] for i in range(50)]).numpy(), expected)
 
 
-def test_a_walk_keeps_to_the_sphere_between_its_ends() -> None:
+def test_a_walk_stays_on_the_sphere_between_its_ends() -> None:
     start, end = normal(0, 0, np.arange(2), 100, Stream.PREDICT)
     points = walk(start, end, 9)
     np.testing.assert_allclose(points[[0, -1]], [start, end], rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The step against an alternating loop written plainly, in whatever way it is cut up and computed."""
+"""The step against a plain alternating loop, for every split into micro-batches and every precision."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORDS = [
 ]
 SGD = [
     "optimizer=sgd",
-    # Small steps: the game is chaotic, and larger ones blow rounding up beyond any tolerance within a few steps.
+    # GAN training is chaotic: with larger steps rounding errors exceed any tolerance within a few steps.
     "optimizer.lr=0.003",
     "optimizer.momentum=0.0",
     "optimizer.nesterov=false",
@@ -144,8 +144,8 @@ def test_the_step_is_that_of_an_ordinary_loop(words: list[str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("words", [[], ["task.discriminator_steps=2", "batch.micro_size=12"]], ids=str)
-def test_bf16_goes_on_with_the_weights_it_has_just_updated(words: list[str], tmp_path: Path) -> None:
-    """A step runs in one autocast region, where casts of the weights from before an update must not be kept."""
+def test_bf16_computes_with_the_updated_weights(words: list[str], tmp_path: Path) -> None:
+    """A step is one autocast region, whose cache must not keep casts of the weights from before an update."""
     words = [*words, "trainer.precision=bf16-mixed", "performance.channels_last=false"]
     config, data, module, world = built(*SGD, *words)
     discriminator, generator = copy.deepcopy(module.discriminator), copy.deepcopy(module.generator)
@@ -181,7 +181,7 @@ def test_the_average_follows_the_generator(tmp_path: Path, monkeypatch: pytest.M
         torch.testing.assert_close(parameter.double(), mean, rtol=0, atol=1e-6)
 
 
-def test_frozen_weights_get_no_gradients_and_thaw_after_an_error() -> None:
+def test_frozen_weights_get_no_gradients_and_are_trained_again_after_an_error() -> None:
     layer = nn.Linear(2, 2)
     with frozen(layer):
         assert not any(parameter.requires_grad for parameter in layer.parameters())

@@ -1,1 +1,1 @@
-"""Images: found, decoded once, kept as bytes, changed on the device."""
+"""Image data: sources, decoding, cache, batches, augmentation on the device."""

@@ -1,4 +1,4 @@
-"""Batches of 8-bit images, and what happens to them on the device: cut, mirrored and normalised in one go."""
+"""Batches of 8-bit images, and their augmentation and normalisation on the device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NUM_DRAWS = 3  # row and column of the window, mirror or not
 
 @dataclass
 class ImageBatch(MicroBatch):
-    """images (B, C, H, W) uint8. labels (B,) int64, -1 where the set has none. draws (B, 3) float32 in [0, 1): what is
-    random about each image in this epoch, whatever batch and rank it is in."""
+    """images (B, C, H, W) uint8. labels (B,) int64, -1 where the set has none. draws (B, 3) float32 in [0, 1): random
+    numbers of each image in this epoch, independent of batch and rank."""
 
     images: Tensor
     labels: Tensor
@@ -42,7 +42,7 @@ class ImageSet:
         return len(self.rows)
 
     def gather(self, indices: np.ndarray, num_valid: int, epoch: int) -> ImageBatch:
-        """See Gatherable."""
+        """Images, labels and draws of the samples at `indices` (B,) int64."""
         return ImageBatch(
             indices=torch.from_numpy(indices),
             num_valid=num_valid,
@@ -59,7 +59,7 @@ class ImageSet:
 
 
 class ImageTransform(nn.Module):
-    """uint8 images -> what a network takes: mirrored, a window cut out of a black border, normalised.
+    """uint8 images -> a network's input: randomly mirrored, cropped from a black border, and normalised.
 
     Args: mean, std: per channel, on a scale of 0 to 1. crop_padding: width of the border, pixels. flip: mirror half of
         the images. channels_last: memory order of the result.
@@ -78,9 +78,9 @@ class ImageTransform(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, images: Tensor, draws: Tensor | None) -> Tensor:
-        """Args: images (B, C, H, W) uint8. draws (B, 3) float32 in [0, 1), or None to leave the images as they are.
+        """Args: images (B, C, H, W) uint8. draws (B, 3) float32 in [0, 1), or None for no augmentation.
 
-        Returns: (B, C, H, W) float32, (image / 255 - mean) / std in this order, so that the bits are the usual ones.
+        Returns: (B, C, H, W) float32, (image / 255 - mean) / std, computed in this order as torchvision does.
         """
         if draws is not None and (self.crop_padding or self.flip):
             images = self._window(images, draws)
@@ -88,7 +88,7 @@ class ImageTransform(nn.Module):
         return pixels.div_(255).sub_(self.mean).div_(self.std)
 
     def _window(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Mirror and cut by one gather: each output pixel names the input pixel that it takes."""
+        """Mirror and crop in one gather over the pixels of the padded images."""
         batch, channels, height, width = images.shape
         padding = self.crop_padding
         offsets = (draws[:, :2] * (2 * padding + 1)).long().clamp_(max=2 * padding)

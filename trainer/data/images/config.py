@@ -1,4 +1,4 @@
-"""The schema of image data sets, shared by every task on images. Torch-free."""
+"""The schema of image data sets, shared by every task on images."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ ChannelScales = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_lengt
 
 @settings
 class ImageDataConfig(DataConfig):
-    """Images of one size, decoded once to 8 bits a channel; alone it describes a set that is embedded."""
+    """Images of one size, decoded once to 8 bits per channel. Without a source, for sets that are embedded."""
 
     image_size: Count | None
-    """Side of the square images, pixels; null takes the images as they are, which must then be all of one size."""
+    """Side of the square images, pixels; null keeps the size, which must then be the same for all images."""
     resize: Literal["stretch", "crop"]
-    """stretch scales both sides to image_size; crop scales the shorter one and cuts out the centre, never enlarging."""
+    """stretch scales both sides to image_size; crop scales the shorter side down and cuts out the centre."""
     channels: Literal[1, 3] | None
-    """Convert every image to grey (1) or RGB (3); null takes what the first image has and refuses a mixture."""
+    """Convert every image to grey (1) or RGB (3); null takes the channels of the first image and refuses a mixture."""
     eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """Share of the training split that is held out for evaluation where the set brings no evaluation split."""
+    """Share of the training split that is held out where the set has no evaluation split."""
     crop_padding: Annotated[int, Field(ge=0)]
-    """Training only: pixels of black around an image, out of which a window of its size is cut at random."""
+    """Training only: width of a black border, pixels, out of which a window of the image's size is cut at random."""
     flip: bool
-    """Training only: mirror every other image left to right, at random."""
+    """Training only: mirror images left to right with probability 0.5."""
     mean: ChannelValues | None
     """Subtracted per channel, on a scale of 0 to 1; null computes it from the training set."""
     std: ChannelScales | None
@@ -38,10 +38,10 @@ class ImageDataConfig(DataConfig):
 
 @settings
 class StoredImagesConfig(ImageDataConfig):
-    """Any set of images on the hub or in a local directory: what it is depends on where it is."""
+    """Any set of images on the hub or in a local directory."""
 
     path: str | None
-    """Local directory (parquet files as on the hub, or one folder a class) or file; null takes the hub."""
+    """Local directory (parquet files as on the hub, or one folder per class) or file; null uses the hub."""
     hub_id: str | None
     """owner/name on the hub."""
     subset: str | None
@@ -51,12 +51,12 @@ class StoredImagesConfig(ImageDataConfig):
     label_column: str | None
     """Column of classes; null takes the only one of that type, or the one called label."""
     on_corrupt: Literal["refuse", "skip"]
-    """Whether files that cannot be used end the run or are left out; both count them and name the first."""
+    """Files that cannot be used: refuse ends the run, skip leaves them out; both count them and name some."""
 
 
 @settings
 class NamedImagesConfig(StoredImagesConfig):
-    """A well-known set: the same wherever its copy is."""
+    """A well-known set, whose content does not depend on its path."""
 
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path"})
 
@@ -73,7 +73,7 @@ IMAGE_DATAS: dict[str, type[DataConfig]] = {
 
 
 def image_problems(data: ImageDataConfig) -> list[Problem]:
-    """What the types do not catch: no source, a path that is not there, values that contradict each other."""
+    """Problems that the types do not catch: no source, a missing path, contradicting values."""
     problems = _source_problems(data) if isinstance(data, StoredImagesConfig) else []
     if (data.mean is None) != (data.std is None):
         key = "data.mean" if data.mean is None else "data.std"

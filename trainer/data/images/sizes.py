@@ -1,4 +1,4 @@
-"""What is known of image sets before they are read. Torch-free."""
+"""Sizes of well-known image sets, known before they are read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainer.data.images.config import ImageDataConfig
 
-# (channels, side, classes, training images, whether the set brings an evaluation split), as their authors give them.
+# (channels, side, classes, training images, whether the set has an evaluation split), as published.
 KNOWN = {
     "digits": (1, 8, 10, 1_797, False),
     "mnist": (1, 28, 10, 60_000, True),
