@@ -59,7 +59,7 @@ class TaskSpec:
     datas: Mapping[str, type[DataConfig]]
     module: str
     data: str
-    validate: Callable[[Config], Sequence[Problem]] = field(default=no_problems)
+    validate: Callable[[Config[Any, Any, Any]], Sequence[Problem]] = field(default=no_problems)
     conf: Path | None = None
     needs_full_parameters: bool = False
     sizes: str | None = None

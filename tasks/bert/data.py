@@ -43,6 +43,7 @@ class TextData(DataModule):
         self.data, self.model, self.task = config.data, config.model, config.task
         self.columns = [column for column in (config.data.text, config.data.text_pair) if column is not None]
         self.notes: list[str] = []
+        self.splits: dict[str, datasets.Dataset] = {}
         self.token_sets: dict[str, TokenSet] = {}
 
     def load(self, device: torch.device) -> None:
@@ -51,6 +52,7 @@ class TextData(DataModule):
         for name, split in splits.items():
             check_columns(split, name, {"data.label": self.data.label, **self._text_keys()})
         splits, self.notes = arrange_splits(splits, self.data)
+        self.splits = splits
         train = splits["train"]
         self.labels = Labels.of(train, self.data.label, self.task.kind)
         texts = (text for column in self.columns for text in train[column])
@@ -80,6 +82,11 @@ class TextData(DataModule):
         """Training texts of each class, (C,) int64."""
         assert self.labels.names is not None
         return np.bincount(self.token_sets["train"].labels, minlength=len(self.labels.names))
+
+    def joined_texts(self, name: str) -> list[str]:
+        """Texts of a split; the sentences of a pair are joined by a space."""
+        columns = [self.splits[name][column] for column in self.columns]
+        return [" ".join(row) for row in zip(*columns, strict=True)]
 
     def _text_keys(self) -> dict[str, str]:
         return dict(zip(("data.text", "data.text_pair"), self.columns, strict=False))
