@@ -2,8 +2,8 @@
 
     python -m benchmarks.small_text_sets ../shared/data [SET...]
 
-Sets: 1,500 training rows each of Banking77 (also its first 20 classes), Financial PhraseBank and SST-2, three seeds; all
-of MRPC, one seed; and graded pairs made of MRPC, whose scores are also compared with the cosine of the untrained
+Sets: 1,500 training rows of Banking77 (also of its first 20 classes), Financial PhraseBank and SST-2, three seeds;
+all of MRPC, one seed; and graded pairs made of MRPC, whose scores are also compared with the cosine of the untrained
 encoder's mean-pooled sentences. Rows are drawn with a fixed seed; the last epoch is reported, not the best one. No
 optimizer, scheduler or batch option is given. Writes a dated file under benchmarks/results/.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ PAIR = ["data.text=sentence1", "data.text_pair=sentence2"]
 
 @dataclass(frozen=True)
 class TextSet:
-    """folder, split: of the data. metric: compared with its _tfidf counterpart. goal: of MiniLM, besides the baseline."""
+    """folder, split: of the data. metric: compared with TF-IDF's. goal: for MiniLM, besides TF-IDF."""
 
     folder: str
     split: str
@@ -108,13 +109,7 @@ def run(folder: Path, text_set: TextSet, data: Path, seed: int) -> tuple[dict[st
     files = [folder / name for name in ("train.csv", "validation.csv")]
     for rows, file in zip(text_set.write(*frames), files, strict=True):
         rows.to_csv(file, index=False)
-    words = [
-        *COMMON,
-        f"data.train={files[0].name}",
-        f"data.validation={files[1].name}",
-        *text_set.words,
-        f"seed={seed}",
-    ]
+    words = [*COMMON, "data.train=train.csv", "data.validation=validation.csv", *text_set.words, f"seed={seed}"]
     command = [sys.executable, "-m", "trainer", *words, f"run.name=seed-{seed}"]
     subprocess.run(command, cwd=folder, env=environment(), check=True, stdout=sys.stderr)
     lines = (folder / "outputs" / "bert" / f"seed-{seed}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -123,8 +118,6 @@ def run(folder: Path, text_set: TextSet, data: Path, seed: int) -> tuple[dict[st
 
 def environment() -> dict[str, str]:
     """One thread, and this copy of the project."""
-    import os
-
     path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
@@ -171,15 +164,9 @@ def main() -> int:
         goals = {"TF-IDF": last.get(f"val/{text_set.metric}_tfidf"), "goal": text_set.goal, "cosine": cosine}
         met = met and all(min(values) >= goal for goal in goals.values() if goal is not None)
         constant = last.get("val/accuracy_baseline")
-        cells = [
-            name,
-            text_set.metric,
-            ", ".join(f"{value:.3f}" for value in values),
-            f"{statistics.fmean(values):.3f}",
-        ]
-        cells += [
-            "" if value is None else f"{value:.3f}" for value in (goals["TF-IDF"], cosine, constant, text_set.goal)
-        ]
+        numbers = (statistics.fmean(values), goals["TF-IDF"], cosine, constant, text_set.goal)
+        cells = [name, text_set.metric, ", ".join(f"{value:.3f}" for value in values)]
+        cells += ["" if number is None else f"{number:.3f}" for number in numbers]
         rows.append(f"| {' | '.join(cells)} |")
         commands.append(f"    python -m trainer {results[0][1]}")
     write_result("small-text-sets", "\n".join(report(rows, commands, chosen, met)))
@@ -193,8 +180,8 @@ def report(rows: list[str], commands: list[str], chosen: list[str], met: bool) -
         "",
         f"    python -m benchmarks.small_text_sets DATA {' '.join(json.dumps(name) for name in chosen)}",
         "",
-        "Validation metrics after the last of three epochs, each seed and their mean. TF-IDF of words and pairs of words",
-        "with logistic regression (C=10) or ridge regression; cosine is that of the untrained encoder; constant is the",
+        "Validation metrics after the last of three epochs, each seed and their mean. TF-IDF of words and pairs of",
+        "words with logistic (C=10) or ridge regression; cosine is that of the untrained encoder; constant is the",
         f"accuracy of the most frequent class. MiniLM at or above all of them: {'yes' if met else 'no'}.",
         "",
         "| set | metric | MiniLM, by seed | mean | TF-IDF | cosine | constant | goal |",
