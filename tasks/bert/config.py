@@ -1,10 +1,11 @@
-"""The schema of the BERT task, and what the engine knows of it. Torch-free."""
+"""The configuration schema of the BERT task, and its TaskSpec."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
+from omegaconf import OmegaConf
 from pydantic import Field
 
 from tasks.bert.weights import encoder_problems, position_limit
@@ -22,10 +23,26 @@ from trainer.data.texts.config import (
 from trainer.errors import Problem, nearest
 from trainer.task import TaskSpec
 
+Pooling = Literal["cls", "pooler", "mean"]
+
+# What monitor.metric may name; those of the positive class exist for two classes only, which the data decides.
 METRICS = {
-    "classification": ("val/accuracy", "val/f1", "val/loss", "val/mcc"),
-    "regression": ("val/loss", "val/pearson", "val/spearman"),
-}
+    "classification": (
+        "val/accuracy", "val/f1", "val/f1_macro", "val/loss", "val/mcc", "val/precision", "val/recall",
+    ),
+    "regression": ("val/loss", "val/pearson", "val/rmse", "val/spearman"),
+}  # fmt: skip
+
+
+SMALLER_IS_BETTER = ("val/loss", "val/rmse")
+
+
+def choose(key: Any, options: Mapping[Any, Any], default: Any = None) -> Any:
+    """An interpolation by another value: ${choose:${model.pretrained},{true:3,false:10}}."""
+    return options.get(key, default)
+
+
+OmegaConf.register_new_resolver("choose", choose, replace=True)
 
 
 @settings
@@ -33,28 +50,40 @@ class BertTaskConfig(TaskConfig):
     """Fine-tuning of an encoder on labelled sentences or pairs."""
 
     kind: Literal["classification", "regression"]
-    """One of several classes by cross-entropy, or a score by squared error."""
+    """One of several classes by cross-entropy, or a score by squared error of standardised targets."""
     class_weights: Literal["balanced"] | list[Positive] | None
-    """Weight of each class in the loss, in the order of the labels; balanced takes N / (C N_c) of the training set."""
+    """Weight of each class in the loss, in the order of the labels; balanced is N / (C N_c) over the training set."""
+    head_lr_scale: Positive
+    """Learning rate of the new head as a multiple of the encoder's; without effect on a model of random weights."""
     layer_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)]
     """Learning rate of a layer as a share of that of the layer above; 1 is the same rate everywhere."""
     freeze_embeddings: bool
-    """Keep the embeddings as they were loaded."""
+    """Do not train the embeddings."""
     freeze_layers: Annotated[int, Field(ge=0)]
-    """Keep the first so many layers as they were loaded; they need the embeddings frozen too."""
+    """Number of first layers that are not trained; needs freeze_embeddings."""
+    baseline: bool
+    """Also fit TF-IDF with logistic or ridge regression on the same rows, and report its metrics."""
 
 
 @settings
 class BertModelConfig(ModelConfig):
     """An encoder with a head for classes or a score."""
 
-    # Computes the same gradients with less memory.
-    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
+    # The first computes the same gradients with less memory; the others act through the keys that refer to them.
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing", "suggested_lr", "suggested_epochs"})
 
+    pooling: Pooling | None
+    """How the states of tokens become one vector: the first token's state through a new head (cls) or through the
+    pooler of the weights (pooler), or the mean over all tokens (mean). null takes what sentence-transformers' files
+    beside the weights name, else the pooler where the weights have one, else cls."""
     dropout: Fraction | None
     """Share of activations dropped everywhere in the model; null takes the model's own shares."""
     gradient_checkpointing: bool
-    """Compute each layer's activations again in the backward pass instead of keeping them."""
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
+    suggested_lr: Positive
+    """Peak learning rate that suits the size and origin of the weights; optimizer.lr is this unless it is set."""
+    suggested_epochs: Count
+    """Epochs that suit the origin of the weights; trainer.max_epochs is this unless it is set."""
 
 
 @settings
@@ -66,18 +95,18 @@ class EncoderConfig(BertModelConfig):
     revision: str | None
     """Branch, tag or commit on the hub; null takes the newest."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
-    """What the weights file must hash to; null takes any."""
+    """Expected SHA-256 of the weights file; null accepts any."""
     pretrained: bool
-    """Whether to load the weights; false keeps architecture and tokenizer and starts at random."""
+    """Load the weights; false keeps architecture and tokenizer and starts from random weights."""
     num_layers: Count | None
-    """Cut the encoder to its first so many layers; null keeps all."""
+    """Number of first layers to keep; null keeps all."""
     allow_pickle: bool
-    """Also load weights that are pickled, which can run code of whoever wrote them."""
+    """Also load pickled weights, which can run code."""
 
 
 @settings
 class ScratchConfig(BertModelConfig):
-    """A BERT of our own size with random weights and a WordPiece vocabulary learnt from the training split."""
+    """A BERT of any size with random weights and a WordPiece vocabulary trained on the training split."""
 
     vocab_size: Annotated[int, Field(ge=100)]
     """Largest number of word pieces."""
@@ -125,12 +154,14 @@ class PredictArguments:
     """Of the input, as data.encoding; null is as in training."""
 
 
-def validate(config: Config) -> Sequence[Problem]:
-    """What the types do not catch."""
+BertConfig = Config[BertTaskConfig, BertModelConfig, TextDataConfig]
+
+
+def validate(config: BertConfig) -> Sequence[Problem]:
+    """Contradictions between values that each have the right type."""
     task, model, data = config.task, config.model, config.data
-    assert isinstance(task, BertTaskConfig) and isinstance(model, BertModelConfig) and isinstance(data, TextDataConfig)
     return [
-        *_task_problems(task, config.monitor.metric, config.optimizer.name),
+        *_task_problems(task, config.monitor.metric, config.monitor.mode, config.optimizer.name),
         *(
             encoder_problems(model.path, model.pretrained, model.allow_pickle)
             if isinstance(model, EncoderConfig)
@@ -141,17 +172,19 @@ def validate(config: Config) -> Sequence[Problem]:
     ]
 
 
-def _task_problems(task: BertTaskConfig, metric: str, optimizer: str) -> Iterator[Problem]:
+def _task_problems(task: BertTaskConfig, metric: str, mode: str, optimizer: str) -> Iterator[Problem]:
     if task.kind == "regression" and task.class_weights is not None:
         yield Problem("task.class_weights", task.class_weights, "a score has no classes; null")
     if metric not in METRICS[task.kind]:
-        yield Problem(
-            "monitor.metric", metric, f"not measured at task.kind={task.kind}; {nearest(metric, METRICS[task.kind])}"
-        )
+        advice = nearest(metric, METRICS[task.kind])
+        yield Problem("monitor.metric", metric, f"not measured with task.kind={task.kind}; {advice}")
+    elif mode != ("min" if metric in SMALLER_IS_BETTER else "max"):
+        better = "smaller" if metric in SMALLER_IS_BETTER else "larger"
+        yield Problem("monitor.mode", mode, f"a {better} {metric} is better")
     if task.freeze_layers and not task.freeze_embeddings:
         yield Problem("task.freeze_layers", task.freeze_layers, "needs task.freeze_embeddings=true")
     if optimizer == "muon" and task.layer_lr_decay != 1.0:
-        yield Problem("task.layer_lr_decay", task.layer_lr_decay, "muon has two rates of its own; 1.0, or adamw")
+        yield Problem("task.layer_lr_decay", task.layer_lr_decay, "muon has two learning rates; 1.0, or adamw")
 
 
 def _size_problems(task: BertTaskConfig, model: BertModelConfig, data: TextDataConfig) -> Iterator[Problem]:

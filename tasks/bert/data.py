@@ -135,7 +135,7 @@ class TextData(DataModule[BertConfigs]):
         """See DataModule."""
         names = self.labels.names
         train = self.token_sets["train"].buffer
-        network = network_config(self.config.model, self.tokenizer, len(names or [0]), names)
+        network = network_config(self.config.model, self.tokenizer, len(names or [0]), names, len(self.columns) == 2)
         spec = InputSpec(
             kind=self.config.task.kind,
             columns=self.source_columns,

@@ -1,4 +1,4 @@
-"""Floating-point operations of an encoder, from the real tokens of each text."""
+"""Floating-point operations of an encoder, counted for real tokens only."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class EncoderFlops:
 
     Per layer and forward pass: two for each weight of a matrix and token, and 4 S^2 H for attention, which is
     24 S H^2 + 4 S^2 H for BERT (Narayanan et al. 2021, appendix). Embeddings and head are left out. A layer without
-    trained weights has no backward pass. What gradient checkpointing computes again does not count.
+    trained weights has no backward pass. Recomputation by gradient checkpointing does not count.
 
-    window: tokens that a token of a layer with local attention sees; None where no layer has it.
+    window: number of tokens that a token attends to in a layer with local attention; None where no layer has it.
     """
 
     per_token: int
@@ -31,7 +31,7 @@ class EncoderFlops:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> EncoderFlops:
-        """The coefficients of a model, after freezing and before sharding."""
+        """Coefficients of a model; call it after freezing and before sharding."""
         config = model.config
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         per_token = per_pair = per_near_pair = 0
@@ -45,7 +45,7 @@ class EncoderFlops:
         return cls(per_token, per_pair, per_near_pair, config.local_attention if per_near_pair else None)
 
     def __call__(self, lengths: Tensor) -> Tensor:
-        """FLOPs of texts (B,) int64 together, scalar float64."""
+        """Sum of FLOPs over texts. Args: lengths (B,) int64, in tokens. Returns: float64 scalar."""
         tokens = lengths.to(torch.float64)
         flops = self.per_token * tokens + self.per_pair * tokens**2
         if self.window is not None:

@@ -1,4 +1,4 @@
-"""What a classifier or a scorer is judged by, over all ranks."""
+"""Evaluation metrics of classification and regression, over all ranks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics import (
+    MeanMetric,
+    MeanSquaredError,
+    Metric,
+    MetricCollection,
+    PearsonCorrCoef,
+    SpearmanCorrCoef,
+)
 from torchmetrics.classification import (
+    BinaryF1Score,
+    BinaryPrecision,
+    BinaryRecall,
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
 )
+
+MAX_TICKS, MAX_LABEL = 100, 24  # classes named beside a confusion matrix, and characters of each name
 
 
 class TextMetrics(nn.Module, ABC):
@@ -37,7 +49,7 @@ class TextMetrics(nn.Module, ABC):
         """What is compared with the labels, (B,)."""
 
     def compute(self) -> dict[str, Tensor]:
-        """All metrics over all ranks; starts anew."""
+        """All metrics over all ranks since the last call."""
         values = {"loss": self.loss.compute(), **self.others.compute()}
         self.loss.reset()
         self.others.reset()
@@ -45,17 +57,21 @@ class TextMetrics(nn.Module, ABC):
 
 
 class ClassMetrics(TextMetrics):
-    """Accuracy, macro F1, Matthews correlation and the confusion matrix (rows are the true classes)."""
+    """Accuracy, macro F1, Matthews correlation and the confusion matrix (rows are the true classes).
+
+    For two classes also precision, recall and F1 of the positive class, which is the second one.
+    """
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(
-            {
-                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-                "f1": MulticlassF1Score(num_classes, average="macro"),
-                "mcc": MulticlassMatthewsCorrCoef(num_classes),
-                "confusion": MulticlassConfusionMatrix(num_classes),
-            }
-        )
+        metrics: dict[str, Metric] = {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "f1_macro": MulticlassF1Score(num_classes, average="macro"),
+            "mcc": MulticlassMatthewsCorrCoef(num_classes),
+            "confusion": MulticlassConfusionMatrix(num_classes),
+        }
+        if num_classes == 2:
+            metrics |= {"precision": BinaryPrecision(), "recall": BinaryRecall(), "f1": BinaryF1Score()}
+        super().__init__(metrics)
 
     def prediction(self, outputs: Tensor) -> Tensor:
         """The class with the largest logit."""
@@ -63,10 +79,11 @@ class ClassMetrics(TextMetrics):
 
 
 class ScoreMetrics(TextMetrics):
-    """Spearman's rank correlation and Pearson's; `loss` is the mean squared error."""
+    """Pearson's and Spearman's correlation, and the root of the mean squared error in the units of the scores."""
 
     def __init__(self) -> None:
-        super().__init__({"spearman": SpearmanCorrCoef(), "pearson": PearsonCorrCoef()})
+        rmse = MeanSquaredError(squared=False)
+        super().__init__({"pearson": PearsonCorrCoef(), "rmse": rmse, "spearman": SpearmanCorrCoef()})
 
     def prediction(self, outputs: Tensor) -> Tensor:
         """The score."""
@@ -74,7 +91,7 @@ class ScoreMetrics(TextMetrics):
 
 
 def write_confusion(matrix: Tensor, names: list[str], folder: Path, name: str) -> Path:
-    """A confusion matrix as CSV and as a picture. Returns: the picture's path."""
+    """Write a confusion matrix as CSV and as a picture with abbreviated names. Returns: the picture's path."""
     from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
@@ -89,14 +106,21 @@ def write_confusion(matrix: Tensor, names: list[str], folder: Path, name: str) -
     shares = matrix.cpu().to(torch.float32) / matrix.cpu().sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), vmin=0.0, vmax=1.0, cmap="Blues")
     size = 8 if len(names) <= 30 else 5
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
+    shown = range(0, len(names), -(-len(names) // MAX_TICKS))
+    ticks = [short_name(names[number]) for number in shown]
+    axes.set_xticks(shown, ticks, rotation=90, fontsize=size)
+    axes.set_yticks(shown, ticks, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     figure.savefig(folder / f"{name}.png", dpi=120)
     return folder / f"{name}.png"
 
 
+def short_name(name: str) -> str:
+    """A label of at most MAX_LABEL characters, for a picture."""
+    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"
+
+
 def named(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars only: what is logged."""
+    """The scalars among the metrics, which is what is logged."""
     return {name: float(value) for name, value in metrics.items() if value.ndim == 0}

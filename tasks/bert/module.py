@@ -1,22 +1,26 @@
-"""Fine-tuning of an encoder with a head: the loss, the rates of learning, the metrics."""
+"""Fine-tuning of an encoder with a head: loss, learning rates, metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.bert.config import BertModelConfig, BertTaskConfig
+from tasks.bert.baseline import constant_metrics, tfidf_metrics
+from tasks.bert.config import BertConfig, BertTaskConfig
 from tasks.bert.data import TextData
 from tasks.bert.flops import EncoderFlops
 from tasks.bert.metrics import ClassMetrics, ScoreMetrics, TextMetrics, named, write_confusion
 from tasks.bert.models import announce, build_model, describe, encoder_layers, freeze, takes_types
 from trainer.collectives import all_reduce_sum
-from trainer.config.schema import Config
+from trainer.config.groups import MuonConfig
 from trainer.data.batch import StepBatch
 from trainer.data.module import DataModule
 from trainer.data.texts.buffer import TokenBatch
@@ -27,42 +31,76 @@ from trainer.observe.images import log_image
 SAMPLES_FOLDER = "samples"
 
 
-class BertModule(SupervisedModule):
-    """One of several classes, or a score, for a sentence or a pair."""
+class BertModule(SupervisedModule[BertConfig]):
+    """Classifies, or scores, a sentence or a pair of sentences.
+
+    class_weights: (C,) float32; None where all classes count alike. target_mean, target_std: scalars, of the training
+    scores; the network's output is a score standardised by them, `outputs` is in the units of the scores. All three
+    are saved with the weights.
+    """
 
     class_weights: Tensor | None
+    target_mean: Tensor
+    target_std: Tensor
 
-    def __init__(self, config: Config, data: TextData) -> None:
+    def __init__(self, config: BertConfig, data: TextData) -> None:
         super().__init__(config)
-        assert isinstance(config.task, BertTaskConfig)
-        assert isinstance(config.model, BertModelConfig)
         self.task, self.data = config.task, data
         names = data.labels.names
         self.num_outputs = 1 if names is None else len(names)
-        self.built = built = build_model(config.model, data.tokenizer, self.num_outputs, names)
+        is_pair = len(data.columns) == 2
+        self.built = built = build_model(config.model, data.tokenizer, self.num_outputs, names, is_pair)
         self.model = built.model
         freeze(built.model, self.task.freeze_embeddings, self.task.freeze_layers)
         self.flops = EncoderFlops.of(built.model)
-        self.takes_types = takes_types(built.model, is_pair=len(data.columns) == 2)
-        self.register_buffer("class_weights", class_weights(self.task, data), persistent=False)
+        self.takes_types = takes_types(built.model, is_pair)
+        self.register_buffer("class_weights", class_weights(self.task, data))
+        if names is None:
+            mean, std = target_moments(data)
+            self.register_buffer("target_mean", torch.tensor(mean, dtype=torch.float32))
+            self.register_buffer("target_std", torch.tensor(std, dtype=torch.float32))
         self.weight_scale: Tensor | float = 1.0
         self.metrics = nn.ModuleDict({prefix: self._new_metrics() for prefix in ("val", "test")})
+        # Of the last validation, on rank 0.
+        self.confusion: Tensor | None = None
 
     def describe(self) -> Mapping[str, Any]:
-        """Facts for the run's record: which weights were loaded, and which started at random."""
-        return describe(self.built)
+        """Facts for the run's record: the origin of the weights, and what the metrics must exceed."""
+        return {**describe(self.built), "baselines": self.baselines}
+
+    @cached_property
+    def baselines(self) -> dict[str, float]:
+        """Metrics of a constant answer on each evaluation set, and of TF-IDF where task.baseline is set."""
+        sets = self.data.token_sets
+        train, evaluated = sets["train"].labels, [name for name in ("val", "test") if name in sets]
+        metrics = {
+            f"{name}/{metric}": value
+            for name in evaluated
+            for metric, value in constant_metrics(train, sets[name].labels, self.task.kind).items()
+        }
+        if self.task.baseline:
+            rows = {name: (self.data.joined_texts(name), sets[name].labels) for name in ("train", *evaluated)}
+            metrics |= tfidf_metrics(rows.pop("train"), rows, self.task.kind)
+        return metrics
 
     def on_fit_start(self) -> None:
         """Report the origin of the weights on the terminal and in the log."""
         if self.trainer.is_global_zero:
-            assert isinstance(self.config.model, BertModelConfig)
             announce(self.built, self.config.model)
+
+    def on_train_end(self) -> None:
+        """Log the baselines once, so that they stand in the table at the end but not in every evaluation's line."""
+        if self.trainer.is_global_zero:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(self.baselines, step=self.trainer.global_step)
+            if self.confusion is not None:
+                self._write_confusion("val", self.confusion)
 
     # ---- the step
 
     def training_step(self, batch: StepBatch[Any], batch_idx: int) -> StepSums:
-        """See SupervisedModule. With class weights the mean is over the weights of the global batch, as torch defines
-        it, and those are known only together."""
+        """See SupervisedModule. With class weights, torch's mean divides by the sum of the weights of the global batch,
+        which needs one more reduction over ranks."""
         if self.class_weights is not None:
             weights = [self.class_weights[micro.labels[: micro.num_valid]].sum() for micro in batch.micro_batches]
             self.weight_scale = batch.num_samples / all_reduce_sum(torch.stack(weights).sum())
@@ -82,28 +120,41 @@ class BertModule(SupervisedModule):
         return self.loss_sum(outputs, micro.labels[: micro.num_valid]) * self.weight_scale, sums
 
     def outputs(self, network: nn.Module, micro: TokenBatch) -> Tensor:
-        """Logits or scores of the valid rows, (num_valid, C) float32."""
+        """Logits, or scores in the units of the labels, of the valid rows: (num_valid, C) float32."""
         types = {"token_type_ids": micro.token_type_ids()} if self.takes_types else {}
         result = network(input_ids=micro.input_ids, attention_mask=micro.attention_mask(), **types)
-        return result.logits[: micro.num_valid].float()
+        outputs = result.logits[: micro.num_valid].float()
+        return outputs * self.target_std + self.target_mean if self.task.kind == "regression" else outputs
 
     def loss_sum(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, by class weights, or squared error, summed over texts. outputs (B, C), labels (B,)."""
+        """Cross-entropy by class weights, or squared error of standardised scores, summed over texts.
+
+        Shapes: outputs (B, C), labels (B,). Returns: a scalar.
+        """
         if self.task.kind == "regression":
-            return F.mse_loss(outputs[:, 0], labels, reduction="sum")
+            return ((outputs[:, 0] - labels) / self.target_std).square().sum()
         return F.cross_entropy(outputs, labels, weight=self.class_weights, reduction="sum")
 
     def parameter_groups(self, network: str) -> list[dict[str, Any]]:
-        """See TrainingModule; with layer_lr_decay the rate falls from the head down to the embeddings."""
-        if self.task.layer_lr_decay == 1.0:
+        """See TrainingModule; learning rates fall with depth by layer_lr_decay, times head_lr_scale for a new head.
+
+        The head comes last, so that optim/lr, which is the first group's, is that of the encoder.
+        """
+        optimizer, task = self.config.optimizer, self.task
+        # Muon has two learning rates of its own, and a model of random weights is as new as its head.
+        scale = 1.0 if isinstance(optimizer, MuonConfig) or self.built.sha256 is None else task.head_lr_scale
+        if task.layer_lr_decay == 1.0 and scale == 1.0:
             return super().parameter_groups(network)
-        groups = []
-        for steps_below, parameters in enumerate(self._parameters_from_top()):
-            rate = self.config.optimizer.lr * self.task.layer_lr_decay**steps_below
+        names = set(self.built.initialised)
+        new = {id(p) for name, p in self.model.named_parameters() if name in names}
+        levels = self._parameters_from_top() if task.layer_lr_decay != 1.0 else [list(self.model.parameters())]
+        groups, head = [], []
+        for steps_below, parameters in enumerate(levels):
+            rate = optimizer.lr * task.layer_lr_decay**steps_below
             trained = [p for p in parameters if p.requires_grad]
-            groups.append({"params": [p for p in trained if p.ndim >= 2], "lr": rate})
-            groups.append({"params": [p for p in trained if p.ndim < 2], "lr": rate, "weight_decay": 0.0})
-        return groups
+            groups += _with_and_without_decay([p for p in trained if id(p) not in new], rate)
+            head += _with_and_without_decay([p for p in trained if id(p) in new], rate * scale)
+        return groups + head
 
     def _parameters_from_top(self) -> list[list[nn.Parameter]]:
         """Head, last layer, ..., first layer, embeddings."""
@@ -124,12 +175,19 @@ class BertModule(SupervisedModule):
     def evaluation_metrics(self, metrics_prefix: str) -> Mapping[str, float | Tensor]:
         """See TrainingModule."""
         values = self._metrics(metrics_prefix).compute()
-        names = self.data.labels.names
-        if metrics_prefix == "test" and names is not None and self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir) / SAMPLES_FOLDER
-            picture = write_confusion(values["confusion"], names, folder, "confusion-test")
-            log_image(self.trainer, "test/confusion", picture)
+        if "confusion" in values and self.trainer.is_global_zero:
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                # Drawn once, at the end of training: a picture of many classes takes a second.
+                self.confusion = values["confusion"]
+            else:
+                self._write_confusion(metrics_prefix, values["confusion"])
         return named(values)
+
+    def _write_confusion(self, prefix: str, matrix: Tensor) -> None:
+        assert self.data.labels.names is not None
+        folder = Path(self.trainer.default_root_dir) / SAMPLES_FOLDER
+        picture = write_confusion(matrix, self.data.labels.names, folder, f"confusion-{prefix}")
+        log_image(self.trainer, f"{prefix}/confusion", picture)
 
     def _metrics(self, prefix: str) -> TextMetrics:
         metrics = self.metrics[prefix]
@@ -140,8 +198,16 @@ class BertModule(SupervisedModule):
         return ScoreMetrics() if self.data.labels.names is None else ClassMetrics(self.num_outputs)
 
 
+def _with_and_without_decay(parameters: list[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+    """Groups of one learning rate: matrices, which decay, and biases and norms, which do not."""
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "lr": lr},
+        {"params": [p for p in parameters if p.ndim < 2], "lr": lr, "weight_decay": 0.0},
+    ]
+
+
 def class_weights(task: BertTaskConfig, data: TextData) -> Tensor | None:
-    """Weight of each class, (C,) float32; None where all count alike.
+    """Weight of each class, (C,) float32; None where all count alike. Without training data, a place for saved ones.
 
     Raises: UserError: not one weight a class, or a class without a training text.
     """
@@ -151,14 +217,29 @@ def class_weights(task: BertTaskConfig, data: TextData) -> Tensor | None:
         if len(task.class_weights) != len(data.labels.names):
             raise UserError(f"task.class_weights={task.class_weights}: the data has {len(data.labels.names)} classes")
         return torch.tensor(task.class_weights, dtype=torch.float32)
+    if "train" not in data.token_sets:
+        return torch.ones(len(data.labels.names))
     counts = data.class_counts()
     if not counts.all():
         empty = data.labels.names[int(counts.argmin())]
-        raise UserError(f"task.class_weights=balanced: no training text has the label {empty!r}")
+        raise UserError(f"task.class_weights=balanced: no training text has the label {empty}")
     return torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
 
 
-def build_module(config: Config, data: DataModule) -> BertModule:
+def target_moments(data: TextData) -> tuple[float, float]:
+    """Mean and standard deviation of the training scores. Without training data, places for saved ones.
+
+    Raises: UserError: all scores are equal.
+    """
+    if "train" not in data.token_sets:
+        return 0.0, 1.0
+    scores = data.token_sets["train"].labels.astype(np.float64)
+    if scores.min() == scores.max():
+        raise UserError(f"data.label={data.labels.column}: all scores of the training split are {scores[0]:g}")
+    return float(scores.mean()), float(scores.std())
+
+
+def build_module(config: BertConfig, data: DataModule) -> BertModule:
     """See TaskSpec.module."""
     assert isinstance(data, TextData)
     return BertModule(config, data)

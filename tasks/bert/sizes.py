@@ -1,15 +1,13 @@
-"""How large an encoder is, for `plan`, by arithmetic: importing transformers takes seconds. Torch-free."""
+"""Sizes of an encoder for `plan`, by arithmetic, since importing transformers takes seconds."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 
-from tasks.bert.config import BertModelConfig, BertTaskConfig, EncoderConfig, IntentsConfig, ScratchConfig
+from tasks.bert.config import BertConfig, BertModelConfig, EncoderConfig, IntentsConfig, ScratchConfig
 from tasks.bert.grammar import PHRASINGS
-from tasks.bert.weights import local_folder
-from trainer.config.schema import Config
-from trainer.data.texts.config import TextDataConfig
+from tasks.bert.weights import local_folder, sentence_pooling
 from trainer.estimate.memory import FLOAT32, ModelSizes
 
 TOKEN_TYPES = 2
@@ -17,13 +15,23 @@ TOKEN_TYPES = 2
 
 @dataclass(frozen=True)
 class _Shape:
-    """An encoder of the BERT family. vocab: word pieces. width: of a token. inner: of the feed-forward network."""
+    """An encoder of the BERT family.
+
+    vocab: word pieces. width: of a token. inner: of the feed-forward network. is_averaged: pooled by mean.
+    """
 
     vocab: int
     positions: int
     layers: int
     width: int
     inner: int
+    is_averaged: bool = False
+
+    def head(self, outputs: int, is_pair: bool) -> int:
+        """A pooler and a linear layer, or one linear layer on means; see MeanPoolingClassifier."""
+        if self.is_averaged:
+            return ((4 if is_pair else 1) * self.width + 1) * outputs
+        return (self.width + 1) * (self.width + outputs)
 
     @property
     def embeddings(self) -> int:
@@ -38,30 +46,34 @@ class _Shape:
         return attention + feed_forward + 4 * self.width
 
 
-def sizes(config: Config) -> ModelSizes | None:
-    """See TaskSpec.sizes. Activations are those of a text of the greatest length."""
+def sizes(config: BertConfig) -> ModelSizes | None:
+    """See TaskSpec.sizes. Activations are those of a text of data.max_length tokens."""
     task, model, data = config.task, config.model, config.data
-    assert isinstance(task, BertTaskConfig) and isinstance(model, BertModelConfig) and isinstance(data, TextDataConfig)
     shape = _shape(model)
     if shape is None:
         return None
     known = isinstance(data, IntentsConfig)
     outputs = 1 if task.kind == "regression" else len(PHRASINGS) if known else TOKEN_TYPES
-    pooler_and_head = (shape.width + 1) * shape.width + (shape.width + 1) * outputs
-    count = shape.embeddings + shape.layers * shape.layer + pooler_and_head
+    head = shape.head(outputs, data.text_pair is not None)
+    count = shape.embeddings + shape.layers * shape.layer + head
     frozen = (shape.embeddings if task.freeze_embeddings else 0) + task.freeze_layers * shape.layer
     notes = [] if known or task.kind == "regression" else [f"counted with {outputs} classes until the labels are read"]
     if isinstance(model, ScratchConfig):
-        notes.append("the vocabulary is learnt from the data and may come out smaller")
+        notes.append("the vocabulary is trained on the data and may be smaller")
     activations = _activation_elements(shape, data.max_length, model, task.freeze_layers) * FLOAT32
     return ModelSizes({"model": count}, count - frozen, activations, data.num_train if known else None, tuple(notes))
 
 
 def _shape(model: BertModelConfig) -> _Shape | None:
-    """From our own configuration, or from config.json of a model on this machine; None for any other architecture."""
+    """From the configuration, or from config.json of a local BERT; None for any other architecture."""
     if isinstance(model, ScratchConfig):
         return _Shape(
-            model.vocab_size, model.max_positions, model.num_layers, model.hidden_size, model.intermediate_size
+            model.vocab_size,
+            model.max_positions,
+            model.num_layers,
+            model.hidden_size,
+            model.intermediate_size,
+            model.pooling == "mean",
         )
     if not isinstance(model, EncoderConfig):
         return None
@@ -77,14 +89,15 @@ def _shape(model: BertModelConfig) -> _Shape | None:
         model.num_layers or values["num_hidden_layers"],
         values["hidden_size"],
         values["intermediate_size"],
+        (model.pooling or sentence_pooling(folder)) == "mean",
     )
 
 
 def _activation_elements(shape: _Shape, tokens: int, model: BertModelConfig, frozen_layers: int) -> int:
-    """float32 elements kept for one text, without the attention matrix, which fused attention computes again.
+    """float32 elements kept for one text, without the attention matrix, which fused attention recomputes.
 
-    Per token and layer what transformers' BERT keeps, counted by saved_bytes: eight tensors of a token's width around
-    attention and normalisations, two masks of dropout, and the inner layer before and after its activation.
+    Per token and layer, what transformers' BERT keeps, as counted by saved_bytes: eight tensors of a token's width
+    around attention and normalisation, two dropout masks, and the inner layer before and after its activation.
     """
     per_token = shape.width if model.gradient_checkpointing else 10 * shape.width + 2 * shape.inner
     return tokens * ((shape.layers - frozen_layers) * per_token + 3 * shape.width)

@@ -1,7 +1,7 @@
-"""Where an encoder's files are and whether they can be used, before anything is loaded. Torch-free.
+"""Where an encoder's files are and whether they can be used, before anything is loaded.
 
-Everything ends in a local directory: a path, a folder inside an installed Python package, or the local copy of a hub
-repository, of which only data is fetched: configuration, tokenizer and safetensors, never code.
+An encoder is always a local directory: a path, a folder inside an installed Python package, or the local copy of a hub
+repository, from which only data is fetched: configuration, tokenizer and safetensors, never code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainer.errors import Problem, UserError
 
@@ -20,12 +20,12 @@ HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 SAFE, PICKLED = "*.safetensors", ("*.bin", "*.pt", "*.pth")
 HUB_FILES = ["*.json", "*.txt", "*.model"]
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-# Position 0 and the padding's own are not for tokens in this family.
+# RoBERTa and its relatives number tokens from the padding's id + 1, so the first positions are never used.
 RESERVED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
 
 
 def local_folder(path: str) -> Path | None:
-    """The directory that model.path names; None where it is a hub id."""
+    """The directory that model.path names; None for a hub id."""
     if path.startswith(PACKAGE):
         package, _, inner = path.removeprefix(PACKAGE).partition("/")
         spec = importlib.util.find_spec(package)
@@ -36,7 +36,7 @@ def local_folder(path: str) -> Path | None:
 
 
 def encoder_problems(path: str, pretrained: bool, allow_pickle: bool) -> list[Problem]:
-    """What is wrong with a model that is on this machine."""
+    """Problems of a local encoder; a hub id is checked when it is fetched."""
     folder = local_folder(path)
     if folder is None:
         return []
@@ -57,12 +57,12 @@ def _folder_advice(folder: Path, path: str, pretrained: bool, allow_pickle: bool
     if not pretrained or weight_files(folder, allow_pickle):
         return None
     if weight_files(folder, allow_pickle=True):
-        return "its weights are pickled, which can run code; convert them to safetensors, or model.allow_pickle=true"
+        return "its weights are pickled, which can run code; convert them, or set model.allow_pickle=true"
     return "no weights there (model.safetensors); model.pretrained=false starts from random ones"
 
 
 def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
-    """Files of weights in a model directory; pickled ones only where they are allowed and there are no others."""
+    """Weight files in a model directory; pickled ones only where they are allowed and there are no safetensors."""
     safe = sorted(folder.glob(SAFE))
     if safe or not allow_pickle:
         return safe
@@ -70,7 +70,7 @@ def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
 
 
 def position_limit(path: str) -> int | None:
-    """Longest text in tokens of a model on this machine; None where that is not known."""
+    """Longest text in tokens that a local encoder takes; None for a hub id or an encoder without a limit."""
     folder = local_folder(path)
     if folder is None or not (folder / "config.json").is_file():
         return None
@@ -78,15 +78,36 @@ def position_limit(path: str) -> int | None:
 
 
 def config_limit(config: dict[str, Any]) -> int | None:
-    """Longest text in tokens by a model's config.json; None for relative positions without end."""
+    """Longest text in tokens by a model's config.json; None for relative positions, which have no limit."""
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or positions <= 0:
         return None
     return positions - RESERVED_POSITIONS.get(str(config.get("model_type")), 0)
 
 
+def sentence_pooling(folder: Path) -> Literal["cls", "mean"] | None:
+    """The pooling that a sentence-transformers model was trained with; None where the folder holds no such model.
+
+    Raises: UserError: the model pools in a way that is not supported.
+    """
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return None
+    for module in json.loads(modules.read_text(encoding="utf-8")):
+        file = folder / str(module.get("path", "")) / "config.json"
+        if str(module.get("type", "")).endswith(".Pooling") and file.is_file():
+            modes = json.loads(file.read_text(encoding="utf-8"))
+            chosen = sorted(name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True)
+            if chosen == ["pooling_mode_mean_tokens"]:
+                return "mean"
+            if chosen == ["pooling_mode_cls_token"]:
+                return "cls"
+            raise UserError(f"{file}: {', '.join(chosen) or 'no pooling'} is not supported", "set model.pooling")
+    return None
+
+
 def weights_sha256(files: list[Path]) -> str:
-    """Hash of a file; of several, the hash of their hashes in the order of their names."""
+    """SHA-256 of a file; for several files, of their digests in the order given."""
     digests = []
     for path in files:
         with path.open("rb") as file:
@@ -95,9 +116,9 @@ def weights_sha256(files: list[Path]) -> str:
 
 
 def fetch_encoder(path: str, revision: str | None, pretrained: bool, allow_pickle: bool) -> Path:
-    """The directory of an encoder, fetched from the hub if need be.
+    """The directory of an encoder, downloaded from the hub where it is not local.
 
-    Raises: UserError: it cannot be fetched, or cannot be used.
+    Raises: UserError: the download fails, or a file is missing or not allowed.
     """
     folder = local_folder(path) or _download(path, revision, pretrained, allow_pickle)
     advice = _folder_advice(folder, path, pretrained, allow_pickle)
@@ -112,8 +133,8 @@ def _download(hub_id: str, revision: str | None, pretrained: bool, allow_pickle:
 
     wanted = HUB_FILES + ([SAFE] if pretrained else []) + (list(PICKLED) if pretrained and allow_pickle else [])
     try:
-        # Folders below the root hold exports to other libraries.
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        # Subfolders hold exports to other libraries, except for sentence-transformers' 1_Pooling.
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=["[!1]*/*"]))
     except (LocalEntryNotFoundError, ConnectionError) as error:
         raise UserError(
             f"model.path={hub_id}: the hub cannot be reached, and the model is not in its local cache",

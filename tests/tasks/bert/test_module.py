@@ -6,14 +6,24 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+    precision_score,
+    recall_score,
+    root_mean_squared_error,
+)
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, BertConfig, ModernBertConfig
 
+from tasks.bert.baseline import constant_metrics, tfidf_metrics
 from tasks.bert.data import build_data
 from tasks.bert.flops import EncoderFlops
-from tasks.bert.metrics import ClassMetrics, ScoreMetrics, named, write_confusion
+from tasks.bert.metrics import MAX_LABEL, ClassMetrics, ScoreMetrics, named, short_name, write_confusion
 from tasks.bert.models import freeze
 from tasks.bert.module import build_module
 from trainer.data.batch import StepBatch
@@ -97,15 +107,49 @@ def test_counted_tokens_are_the_real_ones(composed):
     assert sums["num_flops"].item() == module.flops(torch.from_numpy(lengths)).item()
 
 
-def test_regression_learns_scores_by_squared_error(composed):
-    words = ["task.kind=regression", "data.label=score", "monitor.metric=val/spearman", "model.dropout=0.0"]
-    data, module = prepared(composed(*words))
+def test_regression_learns_standardised_scores(composed):
+    """With scores far from 0, whose scale the network never sees."""
+    data, module = prepared(composed("task.kind=regression", "data.label=score", "model.dropout=0.0"))
+    labels = data.token_sets["train"].labels
+    labels[:] = labels * 50 + 300
+    module = build_module(module.config, data)
+    module.setup("fit")
+    mean, std = np.mean(labels, dtype=np.float64), np.std(labels, dtype=np.float64)
+    saved = module.state_dict()
+    assert saved["target_mean"].item() == pytest.approx(mean, rel=1e-6)
+    assert saved["target_std"].item() == pytest.approx(std, rel=1e-6)
     batch = step_of(data, [10])
     micro = batch.micro_batches[0]
     _, sums = gradients(module, batch)
     scores = module.model(input_ids=micro.input_ids, attention_mask=micro.attention_mask()).logits[:, 0]
-    assert sums["loss"].item() == pytest.approx(((scores - micro.labels) ** 2).sum().item(), rel=1e-5)
+    targets = torch.from_numpy((labels[:10] - mean) / std)
+    assert sums["loss"].item() == pytest.approx(((scores - targets) ** 2).sum().item(), rel=1e-4)
+    outputs = module.outputs(module.model, micro)[:, 0]
+    torch.testing.assert_close(outputs, scores * float(std) + float(mean))
     assert module.model.config.num_labels == 1
+
+
+def test_what_the_training_labels_decide_is_saved_with_the_weights(composed):
+    """So that a run is evaluated and applied without its training data."""
+    for words, names in (
+        (["task.kind=regression", "data.label=score"], ["target_mean", "target_std"]),
+        (["task.class_weights=balanced"], ["class_weights"]),
+    ):
+        data, module = prepared(composed(*words))
+        saved = module.state_dict()
+        del data.token_sets["train"]
+        again = build_module(module.config, data)
+        again.load_state_dict(saved)
+        for name in names:
+            assert torch.equal(getattr(again, name), getattr(module, name))
+            assert name in saved
+
+
+def test_equal_scores_are_refused(composed):
+    data, module = prepared(composed("task.kind=regression", "data.label=score"))
+    data.token_sets["train"].labels[:] = 2.5
+    with pytest.raises(UserError, match=r"data.label=score: all scores of the training split are 2.5"):
+        build_module(module.config, data)
 
 
 def test_pairs_reach_the_model_with_their_types(composed):
@@ -132,16 +176,28 @@ def rates_by_name(module):
     return found
 
 
+@pytest.mark.parametrize("scale", [1.0, 8.0])
 @pytest.mark.parametrize("decay", [1.0, 0.5])
-def test_biases_and_norms_do_not_decay_and_rates_fall_with_depth(composed, decay):
-    _, module = prepared(composed(f"task.layer_lr_decay={decay}", "optimizer.lr=0.01"))
+def test_biases_and_norms_do_not_decay_and_learning_rates_fall_with_depth(composed, decay, scale):
+    words = [f"task.layer_lr_decay={decay}", f"task.head_lr_scale={scale}", "optimizer.lr=0.01"]
+    _, module = prepared(composed(*words))
     found = rates_by_name(module)
     assert found.keys() == dict(module.model.named_parameters()).keys()
     for name, (rate, weight_decay) in found.items():
         exempt = name.endswith(".bias") or "LayerNorm" in name
         assert (weight_decay == 0.0) == exempt
         below = 4 if "embeddings" in name else 3 - int(name.split(".")[3]) if ".layer." in name else 0
-        assert rate == pytest.approx(0.01 * decay**below)
+        assert rate == pytest.approx(0.01 * decay**below * (scale if name.startswith("classifier") else 1.0))
+
+
+def test_random_weights_have_one_learning_rate(composed):
+    _, module = prepared(composed("model.pretrained=false", "task.head_lr_scale=8.0", "optimizer.lr=0.01"))
+    assert {rate for rate, _ in rates_by_name(module).values()} == {0.01}
+
+
+def test_the_logged_learning_rate_is_that_of_the_encoder(composed):
+    _, module = prepared(composed("task.head_lr_scale=8.0", "optimizer.lr=0.01"))
+    assert module.parameter_groups("model")[0]["lr"] == 0.01
 
 
 def test_frozen_parameters_have_no_group(composed):
@@ -206,10 +262,25 @@ def test_class_metrics_are_those_of_scikit_learn():
         metrics.update(loss, torch.tensor(float(len(labels[part]))), outputs, labels[part])
     predicted, found = logits.argmax(1), metrics.compute()
     assert found["accuracy"].item() == pytest.approx(accuracy_score(labels, predicted))
-    assert found["f1"].item() == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert found["f1_macro"].item() == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert "f1" not in found
     assert found["mcc"].item() == pytest.approx(matthews_corrcoef(labels, predicted))
     np.testing.assert_array_equal(found["confusion"], confusion_matrix(labels, predicted, labels=range(5)))
     assert "confusion" not in named(found)
+
+
+def test_two_classes_have_metrics_of_the_positive_class():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 10, (300,), generator=rng).clamp(max=1)  # nine of ten are positive
+    outputs = torch.randn(300, 2, generator=rng)
+    metrics = ClassMetrics(2)
+    for part in (slice(0, 100), slice(100, 300)):
+        metrics.update(torch.tensor(1.0), torch.tensor(1.0), outputs[part], labels[part])
+    found, predicted = metrics.compute(), outputs.argmax(1)
+    for name, expected in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+        assert found[name].item() == pytest.approx(expected(labels, predicted))
+    assert found["accuracy"].item() == pytest.approx(accuracy_score(labels, predicted))
+    assert found["f1_macro"].item() == pytest.approx(f1_score(labels, predicted, average="macro"))
 
 
 def test_score_metrics_are_those_of_scipy():
@@ -222,6 +293,7 @@ def test_score_metrics_are_those_of_scipy():
         metrics.update(loss, torch.tensor(float(len(labels[part]))), scores[part], labels[part])
     found = metrics.compute()
     assert found["loss"].item() == pytest.approx(F.mse_loss(scores[:, 0], labels).item(), rel=1e-5)
+    assert found["rmse"].item() == pytest.approx(root_mean_squared_error(labels, scores[:, 0]), rel=1e-5)
     assert found["spearman"].item() == pytest.approx(spearmanr(scores[:, 0], labels).statistic, abs=1e-5)
     assert found["pearson"].item() == pytest.approx(pearsonr(scores[:, 0], labels).statistic, abs=1e-5)
 
@@ -231,3 +303,39 @@ def test_confusion_matrix_is_written_with_names(tmp_path):
     assert path.is_file()
     lines = path.with_suffix(".csv").read_text().splitlines()
     assert lines == ["true \\ predicted,bad,good", "bad,3,1", "good,0,2"]
+
+
+def test_long_label_lists_are_abbreviated_in_the_picture_only(tmp_path):
+    names = [f"{number}-{'x' * 60}" for number in range(150)]
+    path = write_confusion(torch.eye(150, dtype=torch.int64), names, tmp_path, "confusion-val")
+    assert path.with_suffix(".csv").read_text().splitlines()[0].split(",")[1:] == names
+    assert len(short_name(names[0])) == MAX_LABEL
+    assert short_name("good") == "good"
+
+
+# ---- baselines
+
+
+def test_constant_baselines_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    train, labels = rng.integers(0, 3, 100), rng.integers(0, 3, 50)
+    dummy = DummyClassifier(strategy="most_frequent").fit(np.zeros((100, 1)), train)
+    assert constant_metrics(train, labels, "classification") == {
+        "accuracy_baseline": pytest.approx(dummy.score(np.zeros((50, 1)), labels))
+    }
+    scores, others = rng.normal(7, 2, 100), rng.normal(6, 2, 50)
+    mean = DummyRegressor().fit(np.zeros((100, 1)), scores).predict(np.zeros((50, 1)))
+    assert constant_metrics(scores, others, "regression") == {
+        "rmse_baseline": pytest.approx(root_mean_squared_error(others, mean))
+    }
+
+
+def test_tfidf_baseline_learns_words_and_their_order():
+    texts = ["not good but bad", "not bad but good", "bad", "good"] * 10
+    labels = np.array([0, 1, 0, 1] * 10)
+    found = tfidf_metrics((texts, labels), {"val": (texts[:4], labels[:4])}, "classification")
+    assert found == {"val/accuracy_tfidf": 1.0, "val/f1_macro_tfidf": 1.0}
+    scores = labels * 2.0 + 5.0
+    found = tfidf_metrics((texts, scores), {"test": (texts[:4], scores[:4])}, "regression")
+    assert found["test/pearson_tfidf"] > 0.95
+    assert found["test/rmse_tfidf"] < constant_metrics(scores, scores[:4], "regression")["rmse_baseline"] / 2

@@ -13,12 +13,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks.bert.predict import predict_batches
 from trainer.cli import main
+from trainer.config.compose import compose_mapping
 from trainer.data.texts.length_sampler import LengthGroupedSampler
 
+SIZES = {"validation": 40, "test": 41}  # rows
 NUM_STEPS, SEED, RATE = 50, 3, 0.005
 RECIPE = [
     f"seed={SEED}",
     f"optimizer.lr={RATE}",
+    "task.head_lr_scale=1.0",
     "scheduler.warmup_fraction=0.1",
     "trainer.max_epochs=4",
     "trainer.log_every_n_steps=1",
@@ -101,9 +104,13 @@ def test_curve_and_model_are_those_of_a_plain_loop(fit, encoder, texts):
     by_hand = [names[number] for number in logits.argmax(1)]
     final = {key: value for line in lines for key, value in line.items()}
     assert final["test/accuracy"] == pytest.approx(np.mean(frame.label == by_hand))
-    assert final["test/f1"] == pytest.approx(f1_score(frame.label, by_hand, average="macro"), abs=1e-6)
+    assert final["test/f1_macro"] == pytest.approx(f1_score(frame.label, by_hand, average="macro"), abs=1e-6)
     assert final["test/mcc"] == pytest.approx(matthews_corrcoef(frame.label, by_hand), abs=1e-6)
-    assert (run_dir / "samples" / "confusion-test.png").is_file()
+    for name in ("val", "test"):
+        assert (run_dir / "samples" / f"confusion-{name}.png").is_file()
+        rows = pandas.read_csv(run_dir / "samples" / f"confusion-{name}.csv", index_col=0)
+        assert rows.to_numpy().sum() == SIZES["validation" if name == "val" else name]
+    check_baselines(lines, texts)
 
     probabilities = logits.softmax(1).numpy()
     check_predictions(run_dir, texts / "test.csv", by_hand, probabilities)
@@ -127,17 +134,26 @@ def check_predictions(run_dir, file, labels, probabilities):
     np.testing.assert_allclose(rows[columns], probabilities, atol=2e-6)
 
 
+def check_baselines(lines, texts):
+    """The share of the most frequent training class, once, whatever the number of evaluations."""
+    frequent = pandas.read_csv(texts / "train.csv").label.mode()[0]
+    for name, file in (("val", "validation"), ("test", "test")):
+        (found,) = [line[f"{name}/accuracy_baseline"] for line in lines if f"{name}/accuracy_baseline" in line]
+        assert found == pytest.approx((pandas.read_csv(texts / f"{file}.csv").label == frequent).mean())
+
+
 def check_facts(run_dir, encoder):
     record = json.loads((run_dir / "run.json").read_text())
     model = record["model"]
     assert model["newly_initialised"] == ["classifier.bias", "classifier.weight"]
     assert len(model["weights_sha256"]) == 64
     assert ", 0 truncated" in record["data"]["train"]
+    assert record["model"]["pooling"] == "pooler"
 
 
 def test_one_rank_and_two_give_the_same_curve(fit):
     """Also with class weights and with the step cut into micro-batches."""
-    words = ["model.dropout=0.0", "task.class_weights=balanced", "trainer.max_epochs=2", *RECIPE[:3]]
+    words = ["model.dropout=0.0", "task.class_weights=balanced", "trainer.max_epochs=2", *RECIPE[:4]]
     words += ["trainer.log_every_n_steps=1", "batch.global_size=18"]
     _, one = fit(*words, "run.name=one")
     _, two = fit(*words, "run.name=two", "trainer.devices=2", "batch.micro_size=3")
@@ -148,7 +164,7 @@ def test_one_rank_and_two_give_the_same_curve(fit):
         np.testing.assert_allclose(values[0], values[1], rtol=0, atol=1e-4)
 
 
-def test_mistakes_found_on_a_rank_end_with_exit_code_2(words, in_directory, capsys):
+def test_user_errors_found_on_a_rank_end_with_exit_code_2(words, in_directory, capsys):
     assert main([*words, "data.label=mood"]) == 2
     assert "data.label=mood: no such column in the train split" in capsys.readouterr().err
 
@@ -166,12 +182,15 @@ def test_predict_deals_each_text_to_one_rank(num_texts, world_size):
 
 
 def test_pairs_and_scores_end_to_end(fit, texts, capsys):
-    words = ["data.text_pair=other", "task.kind=regression", "data.label=score", "monitor.metric=val/spearman"]
+    words = ["data.text_pair=other", "task.kind=regression", "data.label=score", "model.pooling=mean"]
     words += ["optimizer.lr=0.003", "trainer.max_epochs=8", "model.gradient_checkpointing=true", "model.dropout=0.0"]
-    words += ["task.layer_lr_decay=0.9", "trainer.precision=bf16-mixed"]
+    words += ["task.layer_lr_decay=0.9", "trainer.precision=bf16-mixed", "task.baseline=true"]
     run_dir, lines = fit(*words)
     final = {key: value for line in lines for key, value in line.items()}
     assert final["test/spearman"] > 0.6
+    assert final["test/rmse"] < 0.8 * final["test/rmse_baseline"]
+    record = json.loads((run_dir / "run.json").read_text())
+    assert record["model"]["baselines"]["test/pearson_tfidf"] == final["test/pearson_tfidf"] > 0.6
     assert main(["predict", f"run={run_dir}", f"input={texts / 'test.csv'}", "output=scores.jsonl"]) == 0
     rows = pandas.read_json("scores.jsonl", lines=True)
     found = rows[["predicted_score", "score"]].corr("spearman").iloc[0, 1]
@@ -181,6 +200,31 @@ def test_pairs_and_scores_end_to_end(fit, texts, capsys):
     assert json.loads((run_dir / "eval.json").read_text())["test/spearman"] == pytest.approx(final["test/spearman"])
     capsys.readouterr()
     assert main(["predict", f"run={run_dir}", "input=none.csv", "output=a.xml"]) == 2
-    told = capsys.readouterr().err
-    assert "input=none.csv: no such file" in told
-    assert "output=a.xml: no format to write" in told
+    printed = capsys.readouterr().err
+    assert "input=none.csv: no such file" in printed
+    assert "output=a.xml: no format to write" in printed
+
+
+def composed_values(*words):
+    mapping = compose_mapping(["task=bert", *words])
+    return (
+        mapping.optimizer.lr, mapping.trainer.max_epochs, mapping.monitor.metric, mapping.monitor.mode,
+    )  # fmt: skip
+
+
+def test_defaults_follow_the_weights_and_the_kind_of_label():
+    tiny, pretrained = composed_values(), composed_values("model=minilm")
+    assert tiny == (0.001, 6, "val/accuracy", "max")
+    assert pretrained[0] < tiny[0] / 5
+    assert composed_values("model=bert_large")[0] < composed_values("model=bert_base")[0] < pretrained[0]
+    assert composed_values("model=minilm", "model.pretrained=false")[:2] == (0.0005, 10)
+    assert composed_values("task.kind=regression")[2:] == ("val/pearson", "max")
+    assert composed_values("task.kind=regression", "monitor.metric=val/rmse")[2:] == ("val/rmse", "min")
+    assert composed_values("model=minilm", "optimizer.lr=0.25", "trainer.max_epochs=2")[:2] == (0.25, 2)
+
+
+def test_a_metric_in_the_wrong_direction_is_refused(words, in_directory, capsys):
+    assert main([*words, "monitor.metric=val/loss", "monitor.mode=max"]) == 2
+    assert "monitor.mode=max: a smaller val/loss is better" in capsys.readouterr().err
+    assert main([*words, "task.kind=regression", "data.label=score", "monitor.metric=val/f1"]) == 2
+    assert "monitor.metric=val/f1: not measured with task.kind=regression" in capsys.readouterr().err
