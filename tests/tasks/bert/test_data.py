@@ -118,14 +118,14 @@ def test_wrong_labels_are_named():
     labels = Labels.of(rows(["a", "b"]), "train", "label", "classification")
     with pytest.raises(UserError, match=r"test: row 2: data.label=label: unknown labels c, d\n.* has a, b"):
         labels.encode(rows(["a", "c", "d", "c"]), "test")
-    with pytest.raises(UserError, match="train: row 2: data.label=label: there is no label"):
+    with pytest.raises(UserError, match=r"train: row 2: data.label=label: there is no label"):
         Labels.of(rows(["a", None]), "train", "label", "classification")
     with pytest.raises(UserError, match="only the class a"):
         Labels.of(rows(["a", "a"]), "train", "label", "classification")
     for values in ([1.0, 0.5], ["1", "0.5"]):
         with pytest.raises(UserError, match=r"row 2: data.label=label: 0.5 is no class"):
             Labels.of(rows(values), "train", "label", "classification")
-    with pytest.raises(UserError, match="train: row 1: data.label=label: a is no score"):
+    with pytest.raises(UserError, match=r"train: row 1: data.label=label: a is no score"):
         Labels("label", None, "").encode(rows(["a"]), "train")
     with pytest.raises(UserError, match="3,5 is no score"):
         Labels("label", None, "").encode(rows(["3.5", "3,5"]), "train")
