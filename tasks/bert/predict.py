@@ -56,7 +56,7 @@ def output_path(arguments: PredictArguments, run_dir: Path, csv_format: CsvForma
     problems = [*file_problems("input", arguments.input, INPUT_KINDS), *csv_format.problems("")]
     output = Path(arguments.output).expanduser() if arguments.output else run_dir / f"predictions{_ending(source)}"
     if output.suffix.lower() not in OUTPUT_ENDINGS:
-        advice = f"no format that is written; possible: {', '.join(OUTPUT_ENDINGS)}"
+        advice = f"no format to write; possible: {', '.join(OUTPUT_ENDINGS)}"
         problems.append(Problem("output", output, advice))
     elif output.is_dir() or not output.parent.is_dir():
         advice = "is a directory" if output.is_dir() else f"no such directory: {output.parent}"

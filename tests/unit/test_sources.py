@@ -1,4 +1,4 @@
-"""Sets from directories and files laid out as on the hub, and what is said when they are not."""
+"""Sets from directories and files laid out as on the hub, and the errors where they are not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import datasets
-import datasets.config
 import pytest
 from PIL import Image
 
@@ -19,7 +18,7 @@ from trainer.errors import UserError
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
+    monkeypatch.setenv("TRAINER_CACHE", str(tmp_path / "cache"))
 
 
 def local(path: Path, subset: str | None = None) -> Source:
@@ -121,13 +120,27 @@ def test_path_problems(tmp_path: Path) -> None:
     assert ".parquet" in str(path_problems(str(tmp_path / "notes.txt"))[0])
 
 
-def test_unreadable_files_are_the_users(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_files_are_user_errors(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "train.parquet").write_text("not parquet")
     with pytest.raises(UserError, match="bad: cannot be read: Parquet magic bytes") as caught:
         load_splits(local(tmp_path / "bad"))
     assert capfd.readouterr() == ("", "")
     assert len(caught.value.lines) <= 3
+
+
+def test_unreadable_files_name_their_key(tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_text("not parquet")
+    with pytest.raises(UserError, match=r"data.train=.*bad.parquet: cannot be read"):
+        load_splits(Source(None, None, str(tmp_path / "bad.parquet"), "data.train"))
+
+
+def test_caches_are_in_the_trainers_cache(tmp_path: Path) -> None:
+    file = tmp_path / "train.parquet"
+    table(3).to_parquet(file)
+    split = load_splits(local(file))["train"]
+    assert split.cache_files
+    assert all(Path(entry["filename"]).is_relative_to(tmp_path / "cache") for entry in split.cache_files)
 
 
 def test_no_training_split(tmp_path: Path) -> None:
@@ -138,7 +151,7 @@ def test_no_training_split(tmp_path: Path) -> None:
         load_splits(local(tmp_path / "set"))
 
 
-def test_no_route_to_the_hub_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_route_to_the_hub_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "route_problem", lambda endpoint: "refused")
     with pytest.raises(UserError, match="offline") as caught:
         load_splits(Source(hub_id="nobody/nothing-of-that-name", subset=None, path=None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,28 @@ def parse_arguments(task: TaskSpec, words: Sequence[str]) -> Any:
     """key=value words as the task's predict_arguments. Raises: ConfigError: a wrong key or value."""
     if task.predict_arguments is None:
         raise UserError(f"task={task.name} has no predict")
-    values = {key: _value(value) for key, _, value in (word.partition("=") for word in words)}
+    texts = dict(word.partition("=")[::2] for word in words)
     fields = list(getattr(task.predict_arguments, "__dataclass_fields__", {}))
-    problems = [Problem(key, values[key], nearest(key, fields)) for key in values if key not in fields]
+    problems = [Problem(key, texts[key], nearest(key, fields)) for key in texts if key not in fields]
     if problems:
         raise ConfigError(problems)
+    values = {key: _value(text) for key, text in texts.items()}
+    wrong = _errors(task.predict_arguments, values)
+    # A text that YAML takes for something else, such as a file called 2024 or the word null.
+    values |= {key: texts[key] for key in wrong if key in texts}
+    wrong = _errors(task.predict_arguments, values)
+    if wrong:
+        raise ConfigError([Problem(key, texts.get(key), message) for key, message in wrong.items()])
+    return TypeAdapter(task.predict_arguments).validate_json(json.dumps(values, default=str))
+
+
+def _errors(schema: type[Any], values: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with each argument."""
     try:
-        return TypeAdapter(task.predict_arguments).validate_json(json.dumps(values, default=str))
+        TypeAdapter(schema).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        raise ConfigError(
-            [Problem(str(d["loc"][0]), values.get(str(d["loc"][0])), d["msg"]) for d in details]
-        ) from error
+        return {str(detail["loc"][0]): detail["msg"] for detail in error.errors(include_url=False)}
+    return {}
 
 
 def _value(text: str) -> Any:

@@ -1,14 +1,17 @@
-"""Small texts whose class is told by a word, and a tiny encoder with weights, as save_pretrained lays one out."""
+"""Small texts whose class follows from one word, and a tiny encoder with weights, as save_pretrained writes one."""
 
 import csv
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from runs import only_run
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from trainer.cli import main
 from trainer.config.compose import compose_mapping, typed
 from trainer.config.schema import Config
 
@@ -67,6 +70,10 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def words(texts: Path, encoder: Path) -> list[str]:
     """The command line of a small run on both."""
+    return words_of(texts, encoder)
+
+
+def words_of(texts: Path, encoder: Path) -> list[str]:
     return [
         "task=bert",
         "model=bert_base",
@@ -84,12 +91,36 @@ def words(texts: Path, encoder: Path) -> list[str]:
 
 @pytest.fixture
 def composed(words: Sequence[str]) -> Composed:
-    """The configuration of that run with further words."""
+    """The configuration of that run with further words; another model replaces the encoder."""
 
     def compose(*more: str) -> Config:
-        return typed(compose_mapping([*words, *more]))[0]
+        replaces = any(word.startswith("model=") for word in more)
+        given = [word for word in words if not (replaces and word.startswith("model"))]
+        return typed(compose_mapping([*given, *more]))[0]
 
     return compose
+
+
+def trained_run(folder: Path, texts: Path, encoder: Path, *more: str) -> Path:
+    """Train on copies of texts and encoder, remove them, and move the run's directory to another place."""
+    sources, root = folder / "sources", folder / "runs"
+    shutil.copytree(texts, sources / "texts")
+    shutil.copytree(encoder, sources / "encoder")
+    words = [*words_of(sources / "texts", sources / "encoder"), f"run.root={root}", "trainer.max_epochs=2", *more]
+    assert main([*words, "optimizer.lr=0.01"]) == 0
+    shutil.rmtree(sources)
+    moved = folder / "elsewhere"
+    shutil.move(only_run(root), moved)
+    shutil.rmtree(root)
+    return moved
+
+
+@pytest.fixture(scope="module")
+def run_alone(texts: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished classification run, of whose training nothing else is left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRAINER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return trained_run(tmp_path_factory.mktemp("trained"), texts, encoder)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from transformers import BertTokenizer
 
 from tasks.bert.config import DATAS, MODELS
-from tasks.bert.data import arrange_splits, build_data, read_splits
+from tasks.bert.data import build_data, hold_out, read_splits
+from tasks.bert.input_spec import InputSpec
 from tasks.bert.intents import intent_rows
-from tasks.bert.labels import Labels
+from tasks.bert.labels import Labels, is_unlabelled
 from tasks.bert.tokenizers import learn_vocabulary
 from trainer.cli import main
 from trainer.config.compose import compose_mapping, typed
@@ -42,7 +45,7 @@ def test_rows_arrive_as_they_are_in_the_files(composed, texts):
             assert data.labels.names[label] == frame.label[row]
     assert data.labels.names == ["bad", "fair", "good"]
     assert "found in the training split" in data.describe()["labels"]
-    assert "0 truncated" in data.describe()["train"]
+    assert ", 0 truncated (0.0%), 0.0% unknown" in data.describe()["train"]
 
 
 def test_pairs(composed, texts):
@@ -95,7 +98,7 @@ def rows(labels, features=None):
     ],
 )
 def test_labels_are_discovered(values, names):
-    labels = Labels.of(rows(values), "label", "classification")
+    labels = Labels.of(rows(values), "train", "label", "classification")
     assert labels.names == names
     found = [names[number] for number in labels.encode(rows(values), "train")]
     assert found == [str(int(v)) if isinstance(v, float) else str(v) for v in values]
@@ -106,49 +109,144 @@ def test_given_labels_keep_their_order_in_every_split():
         feature = datasets.ClassLabel(names=names)
         return rows(values, datasets.Features({"text": datasets.Value("string"), "label": feature}))
 
-    labels = Labels.of(given(["z", "a"], [0, 1]), "label", "classification")
+    labels = Labels.of(given(["z", "a"], [0, 1]), "train", "label", "classification")
     assert labels.names == ["z", "a"]
     assert labels.encode(given(["a", "z"], [0, 1, 1]), "test").tolist() == [1, 0, 0]
 
 
 def test_wrong_labels_are_named():
-    labels = Labels.of(rows(["a", "b"]), "label", "classification")
-    with pytest.raises(UserError, match="row 1 of the test split has the label 'c'"):
-        labels.encode(rows(["a", "c"]), "test")
-    with pytest.raises(UserError, match="row 1 of the train split has no label"):
-        Labels.of(rows(["a", None]), "label", "classification")
+    labels = Labels.of(rows(["a", "b"]), "train", "label", "classification")
+    with pytest.raises(UserError, match=r"test: row 2: data.label=label: unknown labels c, d\n.* has a, b"):
+        labels.encode(rows(["a", "c", "d", "c"]), "test")
+    with pytest.raises(UserError, match=r"train: row 2: data.label=label: there is no label"):
+        Labels.of(rows(["a", None]), "train", "label", "classification")
     with pytest.raises(UserError, match="only the class a"):
-        Labels.of(rows(["a", "a"]), "label", "classification")
-    with pytest.raises(UserError, match=r"has 0.5, which is no class"):
-        Labels.of(rows([1.0, 0.5]), "label", "classification")
-    with pytest.raises(UserError, match="row 0 of the train split has 'a', which is no score"):
+        Labels.of(rows(["a", "a"]), "train", "label", "classification")
+    for values in ([1.0, 0.5], ["1", "0.5"]):
+        with pytest.raises(UserError, match=r"row 2: data.label=label: 0.5 is no class"):
+            Labels.of(rows(values), "train", "label", "classification")
+    with pytest.raises(UserError, match=r"train: row 1: data.label=label: a is no score"):
         Labels("label", None, "").encode(rows(["a"]), "train")
+    with pytest.raises(UserError, match="3,5 is no score"):
+        Labels("label", None, "").encode(rows(["3.5", "3,5"]), "train")
 
 
-def test_a_split_without_labels_is_left_out_and_one_is_held_out(composed):
-    config = composed()
-    splits = {"train": rows(["a", "b"] * 10), "test": rows([-1] * 5)}
-    arranged, notes = arrange_splits(splits, config.data)
-    assert {name: len(split) for name, split in arranged.items()} == {"train": 18, "val": 2}
-    assert sorted([*arranged["train"]["text"], *arranged["val"]["text"]]) == sorted(splits["train"]["text"])
-    assert notes == ["test has no labels and is left out", "val is 2 rows held out of train"]
-    again, _ = arrange_splits(splits, config.data)
-    assert again["val"]["text"] == arranged["val"]["text"]
+def test_a_validation_split_is_held_out():
+    train = rows(["a", "b"] * 10)
+    splits, note = hold_out({"train": train}, 0.1)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 18, "val": 2}
+    assert sorted([*splits["train"]["text"], *splits["val"]["text"]]) == sorted(train["text"])
+    assert note == "val is 2 rows held out of train"
+    assert hold_out({"train": train}, 0.1)[0]["val"]["text"] == splits["val"]["text"]
 
 
-def test_a_missing_column_is_named(composed):
-    with pytest.raises(UserError, match=r"data.text=txt: no such column in the train split; did you mean text\?"):
+def test_a_split_without_labels_is_left_out(composed, texts, tmp_path):
+    for label in ("", "-1"):
+        frame = pandas.read_csv(texts / "test.csv").assign(label=label)
+        frame.to_csv(tmp_path / "test.csv", index=False)
+        data = loaded(composed(f"data.test={tmp_path / 'test.csv'}"))
+        assert set(data.sets) == {"train", "val"}
+        assert data.describe()["notes"] == "test has no labels and is left out"
+    assert is_unlabelled(rows([-1, -1]))
+
+
+def test_a_missing_column_is_named(composed, tmp_path):
+    with pytest.raises(UserError, match=r"data.train=.*: no column txt; did you mean text\?"):
         loaded(composed("data.text=txt"))
-    with pytest.raises(UserError, match=r"data.label=mood: no such column"):
+    with pytest.raises(UserError, match=r"data.train=.*: no column mood"):
         loaded(composed("data.label=mood"))
+    rows([0, 1]).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"data.train=.*rows.parquet: no column txt"):
+        loaded(composed("data=parquet", f"data.train={tmp_path / 'rows.parquet'}", "data.text=txt"))
 
 
-def test_an_empty_text_is_named(composed, texts, tmp_path):
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_a_bad_row_is_counted_as_in_the_file_although_rows_are_held_out(composed, texts, tmp_path, column):
     frame = pandas.read_csv(texts / "train.csv")
-    frame.loc[7, "text"] = " "
+    frame.loc[140, column] = "" if column == "label" else " "
     frame.to_csv(tmp_path / "rows.csv", index=False)
-    with pytest.raises(UserError, match="row 7 of the train split: column text holds an empty text"):
-        loaded(composed(f"data.train={tmp_path / 'rows.csv'}"))
+    more = [f"data.train={tmp_path / 'rows.csv'}", "data.validation=null", "data.validation_fraction=0.5"]
+    with pytest.raises(UserError, match=r"data.train=.*rows.csv: row 141 \(line 142\)"):
+        loaded(composed(*more))
+
+
+def test_several_columns_of_text_are_joined(composed, texts, tmp_path):
+    frame = pandas.read_csv(texts / "train.csv")
+    joined = frame.assign(text=frame.text + " " + frame.other)
+    joined.to_csv(tmp_path / "joined.csv", index=False)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    given = loaded(composed(f"data.train={tmp_path / 'joined.csv'}"))
+    own = loaded(composed("data.text=[text,other]"))
+    stored = loaded(composed("data=parquet", f"data.train={tmp_path / 'rows.parquet'}", "data.text=[text,other]"))
+    tokens = [data.token_sets["train"].buffer for data in (given, own)]
+    np.testing.assert_array_equal(tokens[0].tokens, tokens[1].tokens)
+    assert stored.splits["train"]["text"][:] == [text for text in joined.text if text in stored.splits["train"]["text"]]
+
+
+def test_the_fingerprint_is_that_of_the_samples(composed, texts, tmp_path):
+    def of(frame, *more, name="train.csv"):
+        path = tmp_path / name
+        frame.to_parquet(path) if name.endswith("parquet") else frame.to_csv(path, index=False)
+        return loaded(composed(f"data.train={path}", *more)).fingerprint()
+
+    frame = pandas.read_csv(texts / "train.csv")
+    first = loaded(composed()).fingerprint()
+    assert of(frame) == first
+    assert of(frame, name="other.csv") == first
+    no_others = ["data.validation=null", "data.test=null"]
+    assert of(frame, *no_others) == of(frame, "data=parquet", *no_others, name="rows.parquet")
+    rotated = frame.assign(label=frame.label.map({"bad": "fair", "fair": "good", "good": "bad"}))
+    renamed = frame.assign(label=frame.label.map({"bad": "BAD", "fair": "fair", "good": "good"}))
+    changed = frame.assign(text=frame.text.where(frame.index != 7, "the film was sad"))
+    others = [of(rotated), of(changed), of(frame.iloc[:-1]), of(frame, "data.test=null")]
+    others.append(of(renamed, *no_others))
+    assert len({first, *others}) == 6
+
+
+def test_a_run_keeps_its_labels_and_vocabulary(composed, texts, tmp_path):
+    """Although the training file now has other texts and labels; and evaluation does not read it."""
+    words = ["model=bert_tiny", "model.vocab_size=200", "data.max_length=40"]
+    first = loaded(composed(*words))
+    first.write_input_spec(tmp_path)
+    again = build_data(composed(*words, f"data.train={tmp_path / 'none.csv'}"))
+    again.read_input_spec(tmp_path)
+    again.load(torch.device("cpu"))
+    assert again.labels.names == first.labels.names
+    assert again.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+    np.testing.assert_array_equal(again.token_sets["test"].labels, first.token_sets["test"].labels)
+    np.testing.assert_array_equal(again.token_sets["test"].buffer.tokens, first.token_sets["test"].buffer.tokens)
+    with pytest.raises(UserError, match=r"data.train=.*none.csv: cannot be read"):
+        again.sets["train"]
+    resumed = build_data(composed(*words))
+    resumed.read_input_spec(tmp_path)
+    resumed.load(torch.device("cpu"))
+    assert resumed.fingerprint() == first.fingerprint()
+    assert resumed.describe()["train"] == first.describe()["train"]
+
+
+def test_labels_that_a_run_does_not_know_are_named(composed, texts, tmp_path):
+    loaded(composed()).write_input_spec(tmp_path)
+    frame = pandas.read_csv(texts / "test.csv")
+    frame.loc[3, "label"] = "awful"
+    frame.to_csv(tmp_path / "test.csv", index=False)
+    data = build_data(composed(f"data.test={tmp_path / 'test.csv'}"))
+    data.read_input_spec(tmp_path)
+    with pytest.raises(UserError, match=r"data.test=.*: row 4 \(line 5\): data.label=label: unknown label awful"):
+        data.load(torch.device("cpu"))
+
+
+def test_a_damaged_input_spec_is_an_error(composed, tmp_path):
+    with pytest.raises(UserError, match=r"no readable inputs.json"):
+        InputSpec.read(tmp_path)
+    loaded(composed()).write_input_spec(tmp_path)
+    text = (tmp_path / "inputs.json").read_text()
+    for damaged in (text[:50], text.replace('"max_length": 40', '"max_length": "x"'), "[]"):
+        (tmp_path / "inputs.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"inputs.json: damaged"):
+            InputSpec.read(tmp_path)
+    (tmp_path / "inputs.json").write_text(text)
+    with pytest.raises(UserError, match=r"data.max_length=30: the run was trained with 40"):
+        build_data(composed("data.max_length=30")).read_input_spec(tmp_path)
 
 
 def test_a_model_from_scratch_learns_its_vocabulary():
@@ -162,7 +260,61 @@ def test_the_same_texts_give_the_same_vocabulary():
     assert learn_vocabulary(texts, 1500) == learn_vocabulary(list(reversed(texts)), 1500)
 
 
-# ---- what is told before anything is imported
+def chinese_texts(num_texts, num_characters):
+    rng = np.random.default_rng(0)
+    characters = [chr(0x4E00 + number) for number in range(num_characters)]
+    return ["".join(rng.choice(characters, 20)) + " price 12" for _ in range(num_texts)]
+
+
+@pytest.mark.parametrize("vocab_size", [100, 400, 4000])
+def test_a_vocabulary_of_chinese_keeps_its_size_and_has_no_unused_pieces(vocab_size):
+    texts = chinese_texts(600, 1000)
+    vocabulary = learn_vocabulary(texts, vocab_size)
+    assert len(vocabulary) <= vocab_size
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    tokenizer = BertTokenizer(vocab=vocabulary)
+    used = {token for text in texts for token in tokenizer.tokenize(text)}
+    pieces = set(vocabulary) - set(tokenizer.all_special_tokens)
+    assert not {piece for piece in pieces if piece.startswith("##") and ord(piece[2]) > 0x4E00}
+    assert sum(ord(piece[0]) > 0x4E00 for piece in pieces) == sum(ord(piece[0]) > 0x4E00 for piece in used)
+    assert ("[UNK]" in used) == (vocab_size < 1000)
+
+
+def test_many_unknown_tokens_are_a_warning_with_a_hint(composed, tmp_path, capsys):
+    labels = ["a", "b"] * 50
+    pandas.DataFrame({"text": chinese_texts(100, 1000), "label": labels}).to_csv(tmp_path / "rows.csv", index=False)
+    more = [f"data.train={tmp_path / 'rows.csv'}", "data.validation=null", "data.test=null"]
+    data = loaded(composed(*more))
+    message = capsys.readouterr().err
+    share = data.token_sets["train"].buffer.unknown_share
+    assert share > 0.5
+    assert f"note: {share:.1%} of the training tokens are unknown to model=bert_base; use model=bert_tiny" in message
+    assert f"{share:.1%} unknown" in data.describe()["train"]
+    loaded(composed(*more, "model=bert_tiny"))
+    assert "unknown" not in capsys.readouterr().err
+
+
+def test_truncated_texts_are_counted_on_the_terminal(composed, capsys):
+    data = loaded(composed("data.max_length=8"))
+    buffer = data.token_sets["train"].buffer
+    assert buffer.lengths.max() == 8
+    assert f"note: {buffer.num_truncated / 150:.1%} of the train texts are cut to data.max_length=8 tokens" in (
+        capsys.readouterr().err
+    )
+
+
+def test_many_labels_are_abbreviated(composed, tmp_path):
+    names = [f"class {number}" for number in range(20)]
+    pandas.DataFrame({"text": ["the film"] * 100, "label": names * 5}).to_csv(tmp_path / "rows.csv", index=False)
+    data = loaded(composed(f"data.train={tmp_path / 'rows.csv'}", "data.validation=null", "data.test=null"))
+    assert re.fullmatch(
+        r"20, found in the training split: (class \d+, ){11}class \d+ and 8 more", data.describe()["labels"]
+    )
+    data.write_input_spec(tmp_path)
+    assert InputSpec.read(tmp_path).label_names == sorted(names)
+
+
+# ---- errors before anything is imported
 
 
 def refused(capsys, words, *more):
@@ -175,13 +327,18 @@ def test_files_that_cannot_be_read_are_named(words, texts, tmp_path, capsys):
     pandas.read_csv(texts / "train.csv").to_parquet(parquet)
     misnamed = shutil.copy(parquet, tmp_path / "rows.csv")
     assert f"data.train={tmp_path}/no.csv: no such file" in refused(capsys, words, f"data.train={tmp_path}/no.csv")
-    assert "data=csv reads .csv or .tsv files" in refused(capsys, words, f"data.train={parquet}")
+    assert "data=csv reads .csv or .tsv files, also with .gz, .xz, .zst" in refused(
+        capsys, words, f"data.train={parquet}"
+    )
     assert f"data.train={misnamed}: holds Parquet" in refused(capsys, words, f"data.train={misnamed}")
     text = shutil.copy(texts / "train.csv", tmp_path / "text.jsonl")
-    assert "holds no JSON lines" in refused(capsys, words, "data=jsonl", f"data.train={text}")
+    assert "holds no JSON, with rows as in" in refused(capsys, words, "data=jsonl", f"data.train={text}")
     text = shutil.copy(texts / "train.csv", tmp_path / "text.parquet")
     assert "holds no Parquet" in refused(capsys, words, "data=parquet", f"data.train={text}")
     assert "data.train=null: name a csv file" in refused(capsys, words, "data.train=null")
+    assert "data.delimiter=::: one character, or comma" in refused(capsys, words, "data.delimiter='::'")
+    assert "data.encoding=utf-9: no such encoding" in refused(capsys, words, "data.encoding=utf-9")
+    assert "data.text=text: without a header columns are numbered" in refused(capsys, words, "data.header=false")
 
 
 def test_models_that_cannot_be_used_are_named(words, encoder, tmp_path, capsys):
@@ -203,13 +360,15 @@ def test_models_that_cannot_be_used_are_named(words, encoder, tmp_path, capsys):
 
 
 def test_values_that_contradict_each_other_are_named(words, capsys):
-    assert "data.max_length=49: the model takes at most 48 tokens" in refused(capsys, words, "data.max_length=49")
-    told = refused(capsys, words, "task.kind=regression", "task.class_weights=balanced")
-    assert "task.class_weights=balanced: a score has no classes" in told
-    assert "monitor.metric=val/accuracy: not measured at task.kind=regression" in told
+    assert "data.max_length=49: model=bert_base takes at most 48 tokens" in refused(capsys, words, "data.max_length=49")
+    message = refused(capsys, words, "task.kind=regression", "task.class_weights=balanced")
+    assert "task.class_weights=balanced: a score has no classes" in message
+    assert "monitor.metric=val/accuracy: not measured at task.kind=regression" in message
     assert "needs task.freeze_embeddings=true" in refused(capsys, words, "task.freeze_layers=1")
     both = ["task.freeze_embeddings=true", "task.freeze_layers=3", "model.num_layers=2"]
     assert "the model has 2 layers" in refused(capsys, words, *both)
+    long = ["task=bert", "logger=none", "data.max_length=600"]
+    assert "data.max_length=600: model.max_positions=" in refused(capsys, long)
     tiny = ["task=bert", "logger=none", "model.num_heads=3"]
     assert "does not divide model.hidden_size=128" in refused(capsys, tiny)
     muon = ["optimizer=muon", "task.layer_lr_decay=0.9"]
@@ -236,9 +395,11 @@ def test_every_data_set_and_model_composes(group):
 def test_real_sets_are_read_as_they_are_on_the_hub(name, sizes, num_classes):
     path = SHARED_DATA / name
     config = typed(compose_mapping(["task=bert", f"data={name}", f"data.path={path}"]))[0]
-    splits, _ = arrange_splits(read_splits(config.data), config.data)
+    splits = {key: split for key, split in read_splits(config.data).items() if not is_unlabelled(split)}
+    labels = Labels.of(splits["train"], "train", "label", "classification")
+    if "val" not in splits:
+        splits, _ = hold_out(splits, config.data.validation_fraction)
     assert {key: len(split) for key, split in splits.items()} == sizes
-    labels = Labels.of(splits["train"], config.data.label, "classification")
     assert labels.names is not None
     assert len(labels.names) == num_classes
     assert json.dumps(labels.names)
