@@ -97,4 +97,5 @@ VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "eval": _verb("evaluate", "evaluate"),
     "predict": _verb("predict", "predict"),
     "convert": _verb("convert", "convert"),
+    "report": _verb("report", "report"),
 }
