@@ -77,4 +77,5 @@ VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "convert": _verb("convert", "convert"),
     "completion": _verb("completion", "completion"),
     "help": _verb("help", "help_verb"),
+    "report": _verb("report", "report"),
 }

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     # `estimate`, `inference`, `data` and `module` only for the types of what a task builds.
     "task": {"errors", "config", "estimate", "inference", "data", "module"},
     "run": {"errors", "config", "task"},
+    "report": {"errors", "run"},
     "estimate": {"config"},
     "optim": {"config"},
     "inference": {"config"},
@@ -33,9 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "strategies": {*CONTRACTS, "module"},
     "checkpoint": {*CONTRACTS, "faults", "module"},
     "observe": {*CONTRACTS, "data", "module"},
-    "engine": {*CONTRACTS, "faults", "data", "module", "strategies", "checkpoint", "observe"},
+    "engine": {*CONTRACTS, "faults", "data", "module", "strategies", "checkpoint", "observe", "report"},
     "verbs": {*CONTRACTS, "data", "faults", "launch", "engine", "estimate"}
-    | {"optim", "strategies", "checkpoint", "observe"},
+    | {"optim", "strategies", "checkpoint", "observe", "report"},
     "cli": {"__init__", "errors", "task", "verbs"},
     "rank": {"errors", "faults", "launch", "verbs"},
     "__main__": {"cli", "faults"},

@@ -1,0 +1,100 @@
+"""A run directory as data: record, configuration and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import UserError
+from trainer.report.metrics_reader import MetricsReader, Series
+from trainer.run.files import CONFIG_FILE, RECORD_FILE
+from trainer.run.record import Record
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a page shows of a run.
+
+    label: unique among the runs of a page. record: run.json. config: config.yaml, references unresolved. series: every
+    metric over steps. last_step: of the last complete line. has_torn_line: the file of metrics ends within a line.
+    """
+
+    directory: Path
+    label: str
+    record: Mapping[str, Any]
+    config: Mapping[str, Any]
+    series: Mapping[str, Series]
+    last_step: int
+    has_torn_line: bool
+
+    @property
+    def monitor(self) -> tuple[str, bool]:
+        """The metric that chooses the best weights, and whether larger is better."""
+        monitor = self.config.get("monitor") or {}
+        return str(monitor.get("metric", "")), monitor.get("mode") == "max"
+
+    @property
+    def attempts(self) -> list[Mapping[str, Any]]:
+        """The attempts of the record, the first one first."""
+        return list(self.record.get("attempts") or [])
+
+
+class RunReader:
+    """Reads one run directory again and again; a second reading costs only what was added."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir, self.metrics = run_dir, MetricsReader(run_dir)
+
+    def read(self, label: str | None = None) -> RunData:
+        """The run as it stands. Raises: UserError: this is no run directory, or one of its files is damaged."""
+        record, config = read_record(self.run_dir), read_config(self.run_dir)
+        self.metrics.refresh()
+        return RunData(
+            directory=self.run_dir,
+            label=label or self.run_dir.resolve().name,
+            record=record,
+            config=config,
+            series=self.metrics.series(),
+            last_step=self.metrics.last_step,
+            has_torn_line=self.metrics.has_torn_line,
+        )
+
+
+def read_record(run_dir: Path) -> Mapping[str, Any]:
+    """run.json. Raises: UserError: it is missing or damaged."""
+    if not run_dir.is_dir():
+        raise UserError(f"run={run_dir}: no such directory")
+    try:
+        record: Any = Record(run_dir).read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"run={run_dir}: {RECORD_FILE} is damaged") from error
+    attempts = record.get("attempts") if isinstance(record, dict) else None
+    if not isinstance(attempts, list) or not all(isinstance(a, dict) for a in attempts) or "status" not in record:
+        raise UserError(f"run={run_dir}: {RECORD_FILE} is damaged (no status or no attempts)")
+    return record
+
+
+def read_config(run_dir: Path) -> Mapping[str, Any]:
+    """config.yaml. Raises: UserError: it is missing or damaged."""
+    try:
+        config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"run={run_dir}: no readable {CONFIG_FILE} ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"run={run_dir}: {CONFIG_FILE} is damaged") from error
+    if not isinstance(config, dict):
+        raise UserError(f"run={run_dir}: {CONFIG_FILE} is damaged (it holds no configuration)")
+    return config
+
+
+def unique_labels(run_dirs: Sequence[Path]) -> list[str]:
+    """A short name for each of different directories: its own, with as many parents as it takes to differ."""
+    parts = [path.resolve().parts for path in run_dirs]
+    length = 1
+    while len({names[-length:] for names in parts}) < len(parts):
+        length += 1
+    return ["/".join(names[-length:]) for names in parts]
