@@ -11,10 +11,10 @@ LARGEST_BYTES, PAD_BYTES = 2**31 - 1, 2**28
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc not to return freed tensors to the kernel; a step asks for the same sizes again at once.
+    """Make glibc keep freed tensors, since the next step allocates the same sizes again.
 
     By default blocks of some megabytes come from the kernel each time, page by zeroed page: 20,000 page faults in each
-    step of a 64x64 DCGAN with 32 images. Returns: whether the C library has taken the advice.
+    step of a 64x64 DCGAN with 32 images. Returns: whether the C library has accepted it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
