@@ -1,18 +1,19 @@
-"""1, 2 and 3 ranks: the same curve, the same metrics for any size of set, and exact resumption."""
+"""1, 2 and 3 ranks: the same curve, the same metrics for any size of set, one decision to stop, exact resumption."""
+
+from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import SPIRALS_WORDS, CommandLine
+from conftest import REPOSITORY, SPIRALS, SPIRALS_WORDS, CommandLine
 from safetensors.torch import load_file
+from watching import WATCHED_WORDS, run_forked, written_lines
 
+from trainer.checkpoint import resume
+from trainer.checkpoint.store import CheckpointStore, read_manifest
 from trainer.run.metrics_file import read_metrics
 
 # 61 validation points in batches of 20: the last one has a single point, so some ranks have none.
@@ -23,11 +24,34 @@ WORDS = [
     "batch.eval_size=20",
     "batch.global_size=30",
 ]
+# 16 steps an epoch, evaluated after each in two batches a rank; a stop never hangs longer than the timeout.
+TWO_RANKS = [
+    f"plugins=[{SPIRALS},{REPOSITORY / 'tests' / 'fixtures' / 'faulty'}]",
+    "task=spirals",
+    "task.name=faulty",
+    "logger=none",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=3",
+    "model.dropout=0.3",
+    "batch.eval_size=30",
+    "launch.timeout_s=30.0",
+    "run.name=run",
+]
 
 
 def lines_of(directory: Path) -> list[dict[str, float]]:
     (run,) = (directory / "outputs" / "spirals").iterdir()
     return read_metrics(run)
+
+
+def run_of(directory: Path) -> Path:
+    return directory / "outputs" / "faulty" / "run"
+
+
+def untimed(run: Path) -> list[str]:
+    return [json.dumps({n: v for n, v in line.items() if not n.startswith("perf/")}) for line in read_metrics(run)]
 
 
 def test_curve_and_metrics_do_not_depend_on_the_ranks(command_line: CommandLine, tmp_path: Path) -> None:
@@ -47,35 +71,38 @@ def test_curve_and_metrics_do_not_depend_on_the_ranks(command_line: CommandLine,
                     assert many[name] == pytest.approx(value, abs=1e-6), (ranks, name, one["step"])
 
 
-@pytest.mark.slow
-def test_two_ranks_resume_bit_for_bit(command_line: CommandLine, tmp_path: Path) -> None:
-    """Dropout on: each rank's own generator must go on where it stood."""
-    words = [
-        *SPIRALS_WORDS,
-        "model.dropout=0.3",
-        "trainer.devices=2",
-        "trainer.max_epochs=40",
-        "trainer.log_every_n_steps=1",
-    ]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    whole.mkdir()
-    stopped.mkdir()
-    assert command_line(*words, cwd=whole).returncode == 0
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    assert run_forked(TWO_RANKS, directory, ranks=2) == [0, 0]
+    return run_of(directory)
 
-    command = [sys.executable, "-m", "trainer", *words]
-    with subprocess.Popen(command, cwd=stopped, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
-        deadline = time.monotonic() + 60
-        while not list(stopped.glob("outputs/spirals/*/metrics.jsonl")):
-            assert parent.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(parent.pid, signal.SIGTERM)
-    assert parent.returncode == 75
-    (run,) = (stopped / "outputs" / "spirals").iterdir()
+
+def no_files(rank: int) -> None:
+    """Rank 1 sees no checkpoints, as a stale view of a network file system has it."""
+    if rank:
+        CheckpointStore.checkpoints = lambda self: []
+        resume.find_damage = lambda checkpoint: "not seen by rank 1"
+
+
+# The signal reaches rank 1 only: in the step after step 5; in the evaluation after step 16, in its first batch.
+@pytest.mark.parametrize(("fault", "step"), [("sigterm:1:5", 7), ("val_sigterm:1:16", 16)])
+def test_a_signal_to_one_rank_stops_all_at_one_step(fault: str, step: int, uninterrupted: Path, tmp_path: Path) -> None:
+    assert run_forked(TWO_RANKS, tmp_path, ranks=2, FAULT=fault) == [75, 75]
+    run = run_of(tmp_path)
+    assert read_manifest(run / "checkpoints" / "last")["step"] == step
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
-    assert command_line(*words, cwd=stopped).returncode == 0
 
-    (expected,) = whole.glob("outputs/spirals/*/model.safetensors")
-    first, second = load_file(expected), load_file(run / "model.safetensors")
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    assert len(json.loads((run / "run.json").read_text())["attempts"]) == 2
+    assert run_forked(TWO_RANKS, tmp_path, ranks=2, prepare=no_files) == [0, 0]
+    expected, resumed = load_file(uninterrupted / "model.safetensors"), load_file(run / "model.safetensors")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+    assert untimed(run) == untimed(uninterrupted)
+
+
+def test_each_rank_has_its_own_random_stream(tmp_path: Path) -> None:
+    environment: dict[str, Any] = {"WATCH": str(tmp_path)}
+    words = [*WATCHED_WORDS, "model.dropout=0.3", "trainer.max_steps=4"]
+    assert run_forked(words, tmp_path, ranks=2, **environment) == [0, 0]
+    states = [(line["step"], line["random_state"]) for line in written_lines(tmp_path)]
+    assert sorted(step for step, _ in states) == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert len({state for _, state in states}) == 8

@@ -50,7 +50,7 @@ def interrupted_at(module: str, directory: Path) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("module", ["trainer.cli", "omegaconf", "spirals"])
+@pytest.mark.parametrize("module", ["trainer.cli", "omegaconf"])
 def test_ctrl_c_before_a_run_is_open(module: str, tmp_path: Path) -> None:
     done = interrupted_at(module, tmp_path)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")

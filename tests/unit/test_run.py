@@ -87,7 +87,7 @@ raise SystemExit(main({SPIRALS_WORDS!r}))
     held.close()
 
 
-def test_the_lock_goes_with_its_holder(in_directory: Path) -> None:
+def test_the_lock_ends_with_its_holder(in_directory: Path) -> None:
     code = f"""
 import os, signal
 from trainer.verbs.prepare import Options, prepare
@@ -101,7 +101,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert opened().resumed
 
 
-def test_the_record_says_from_what_the_run_was_made(in_directory: Path) -> None:
+def test_the_record_holds_code_versions_and_hardware(in_directory: Path) -> None:
     directory = finish(opened())
     record = json.loads((directory / "run.json").read_text())
     (attempt,) = record["attempts"]

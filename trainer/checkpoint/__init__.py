@@ -1,1 +1,1 @@
-"""Checkpoints: the store (atomic, manifested, verified), the exact state in them, and when they are taken."""
+"""Checkpoints: the store (atomic, verified), the exact state in them, and when they are saved."""

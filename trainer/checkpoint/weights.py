@@ -1,4 +1,4 @@
-"""State and weights in files: torch's format for exact state, safetensors for weights alone."""
+"""Files of state and weights: torch's format for exact state, safetensors for weights alone."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from trainer.errors import UserError
 class PlainCheckpointIO(TorchCheckpointIO):
     """Writes straight into the staging directory and reads tensors only.
 
-    Lightning's own stages in $TMPDIR and moves, which across devices is a copy that a kill can cut short; the store
-    around this one is atomic already.
+    Lightning's stages in $TMPDIR and moves, which across devices is a copy that a kill can interrupt. The store is
+    atomic already.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write one file; an error is raised, not logged."""
+        """Write one file. Lightning logs errors, such as a full disk; here they are raised."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
 
@@ -49,7 +49,7 @@ def read_state(file: Path) -> dict[str, Any]:
 
 
 def write_weights(weights: Mapping[str, Tensor], target: Path) -> None:
-    """Write weights as safetensors; of tied ones the first name stays, as safetensors' own save_model does it."""
+    """Write weights as safetensors, tied ones once under their first name, as safetensors' save_model does."""
     distinct: dict[str, Tensor] = {}
     places: set[tuple[int, torch.Size]] = set()
     for name, tensor in weights.items():

@@ -1,4 +1,4 @@
-"""What Lightning learns about ranks that exist already."""
+"""The description of existing ranks that Lightning asks for."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Stopping on request, and what may go wrong in a run."""
+"""Stop requests, and the ends of processes."""

@@ -1,4 +1,4 @@
-"""Ranks that torchrun or srun has started, each from the command line: they compare configurations and share a run."""
+"""Ranks that torchrun or srun has started: they compare their configurations and share one run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trainer.world import World
 
 @contextmanager
 def reported_to_agent(world: World) -> Iterator[None]:
-    """Write a failure where torch's elastic agent finds it; a failure after a stop request counts as stopped."""
+    """Write a failure to the file that torch's elastic agent reads; after a stop request it counts as stopped."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     handler = get_error_handler()
     handler.initialize()
     if world.launcher == "torchrun":
-        # Left by the ranks before these, which stopped because a node came or went.
+        # Left by earlier ranks, which stopped because a node joined or left.
         remove_stop_file()
     try:
         yield

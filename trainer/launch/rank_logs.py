@@ -1,4 +1,4 @@
-"""Where the output of a rank goes."""
+"""Log files of the ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.world import World
 
 
 def set_up_rank_logs(run_dir: Path, world: World) -> None:
-    """Write this rank's log to its own file; all ranks but rank 0 print there too."""
+    """Log to this rank's own file; on all ranks but rank 0, redirect stdout and stderr there too."""
     path = run_dir / LOGS_DIR / f"rank-{world.rank}.log"
     path.parent.mkdir(exist_ok=True)
     handler = logging.FileHandler(path)

@@ -1,4 +1,4 @@
-"""Files of a run directory: their names, and how they are written so that a reader never sees half of one."""
+"""Files of a run directory: their names, atomic writing, and locks."""
 
 from __future__ import annotations
 

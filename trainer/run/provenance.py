@@ -1,4 +1,4 @@
-"""Where a run comes from: versions of packages, state of the git repository, hardware."""
+"""Provenance of a run: package versions, state of the git repository, hardware."""
 
 from __future__ import annotations
 

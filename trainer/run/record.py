@@ -28,7 +28,7 @@ class Record:
         self.file = directory / RECORD_FILE
 
     def read(self) -> dict[str, Any]:
-        """The record as it stands. Raises: UserError: this is no run directory."""
+        """Read the record. Raises: UserError: this is no run directory."""
         try:
             return json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
@@ -39,7 +39,7 @@ class Record:
         write_json(self.file, {**self.read(), **values})
 
     def begin_attempt(self, launcher: str, world_size: int, with_git_diff: bool = False) -> None:
-        """Record that training starts or resumes: from which code, on which hardware."""
+        """Record that training starts or resumes, with code, versions and hardware."""
         attempt = {
             "start": now(),
             "end": None,
@@ -57,7 +57,7 @@ class Record:
         self.update(status="running", attempts=[*self.read()["attempts"], attempt])
 
     def end_attempt(self, status: str, cause: str) -> None:
-        """Record how the attempt ended: status is finished, stopped or failed; cause is a sentence."""
+        """Record how the attempt ended. Args: status: finished, stopped or failed. cause: a phrase."""
         attempts = self.read()["attempts"]
         attempts[-1].update(end=now(), cause=cause)
         self.update(status=status, attempts=attempts)

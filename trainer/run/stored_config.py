@@ -1,4 +1,4 @@
-"""config.yaml of a run, read again by a spawned rank and by the verbs that take a run directory."""
+"""config.yaml of a run, as spawned ranks and the verbs on run directories read it."""
 
 from __future__ import annotations
 
