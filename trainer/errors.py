@@ -1,4 +1,4 @@
-"""What the user can mend, told in at most three lines; everything else is a bug and keeps its traceback."""
+"""User errors, printed in at most three lines. Everything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from difflib import get_close_matches
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USER = 2
-EXIT_STOPPED = 75  # BSD's EX_TEMPFAIL: stopped on request, the same line resumes
+EXIT_STOPPED = 75  # BSD's EX_TEMPFAIL: stopped on request, the same command resumes
 
 
 class UserError(Exception):
-    """Something the user did or can mend: printed without a traceback, exit code 2.
+    """An error that the user made or can fix: printed without a traceback, exit code 2.
 
     Args: lines: what was wrong, where, and what is possible; one to three lines.
     """
@@ -23,15 +23,15 @@ class UserError(Exception):
 
     @property
     def lines(self) -> list[str]:
-        """The message, a line each."""
+        """The lines of the message."""
         return str(self).split("\n")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with the configuration.
+    """One error in the configuration.
 
-    key: dotted path as typed on the command line; value: what stood there; advice: what is possible instead.
+    key: dotted path as typed on the command line. value: the value that is wrong. advice: what is possible instead.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Problem:
 
 
 class ConfigError(UserError):
-    """All problems of a configuration at once, a line each."""
+    """All problems of a configuration at once, one line each."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)

@@ -1,4 +1,4 @@
-"""The contract that a task keeps, and how tasks are found. The engine names no task.
+"""The interface of a task, and how tasks are found. The engine knows no task by name.
 
 A task is a folder with three files, `config.py` (schemas and a `TaskSpec` called TASK; no torch), `module.py` (a
 subclass of `trainer.module.TrainingModule`) and `data.py`, and its values in Hydra groups. `docs/adding_a_task.md`
@@ -33,24 +33,24 @@ HOME = Path(__file__).resolve().parent.parent
 
 
 def no_problems(config: Config) -> Sequence[Problem]:
-    """The check of a task whose types say everything."""
+    """The check of a task that needs none beyond its types."""
     return ()
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the engine knows of a task.
+    """A task as the engine sees it.
 
     name: member of the `task` group. config, models, datas: schema of each node, by the node's `name`.
     module: "package.module:function" with `(Config, DataModule) -> TrainingModule`, imported only by a rank.
     data: "package.module:function" with `(Config) -> DataModule`, imported only by a rank.
     validate: problems that the types do not catch; must not import torch.
-    conf: folder of Hydra groups that the task brings along, besides the ones in conf/.
-    needs_full_parameters: the task reads weights outside of its networks' forward, so no strategy may divide them.
+    conf: folder with Hydra groups of the task, in addition to conf/.
+    needs_full_parameters: the task reads weights outside of its networks' forward, so no strategy may shard them.
     sizes: "package.module:function" with `(Config) -> ModelSizes | None`, for `plan`; it may import torch, but neither
     Lightning nor transformers, which take seconds. None where sizes are not known before the data is read.
     inference: "package.module:Class", a subclass of `trainer.inference.Inference`; None where the task has none.
-    predict_arguments: schema of what the verb `predict` takes beside run=DIR.
+    predict_arguments: schema of the arguments that the verb `predict` takes besides run=DIR.
     """
 
     name: str
@@ -76,7 +76,7 @@ class TaskSpec:
         return _load(self.module)(config, data)
 
     def model_sizes(self, config: Config) -> ModelSizes | None:
-        """How large networks and data are, without building either; None where that is not known."""
+        """Sizes of networks and data, without building either; None where they are not known."""
         return _load(self.sizes)(config) if self.sizes is not None else None
 
     def load_inference(self, config: Config, run_dir: Path, device: torch.device) -> Inference:
@@ -105,7 +105,7 @@ def find_tasks(plugins: tuple[str, ...] = ()) -> Mapping[str, TaskSpec]:
     """All tasks by name: the folders beside `trainer/`, entry points of the group `trainer.tasks`, and plugins.
 
     Args: plugins: folders outside the repository, each with a `config.py`.
-    Raises: UserError: a plugin is no task, or its name is taken.
+    Raises: UserError: a plugin is not a task, or its name is taken.
     """
     _claim_tasks_package()
     specs = [
@@ -139,7 +139,7 @@ def is_plugin_loaded(folder: Path) -> bool:
 
 
 def _claim_tasks_package() -> None:
-    """Import our own `tasks`, whatever stands in the user's directory, which `python -m` puts first on the path."""
+    """Import our own `tasks` even if the working directory, which `python -m` puts first on the path, has one."""
     if "tasks" in sys.modules:
         return
     ours = HOME / "tasks"

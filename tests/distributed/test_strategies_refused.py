@@ -23,7 +23,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         [*TWO, "strategy=deepspeed_stage_1", "trainer.precision=16-mixed"],
         ["trainer.precision=16-mixed", "bf16-mixed", "strategy=ddp"],
     ),
-    "Muon, sharded": ([*TWO, "strategy=fsdp2", "optimizer=muon"], ["optimizer=muon", "matrices", "ddp"]),
+    "Muon, sharded": ([*TWO, "strategy=fsdp2", "optimizer=muon"], ["optimizer=muon", "full matrices", "ddp"]),
     "Muon under ZeRO": ([*TWO, "strategy=deepspeed_stage_2", "optimizer=muon"], ["optimizer=muon", "adamw"]),
     "static graph of several micro-batches": (
         [*TWO, "strategy=ddp", "strategy.static_graph=true", "batch.micro_size=4"],

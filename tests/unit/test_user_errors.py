@@ -1,9 +1,7 @@
-"""What a user may get wrong: exit code 2, at most three lines that name key, value and what is possible."""
+"""User errors: exit code 2, at most three lines that name key, value and what is possible."""
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from conftest import SPIRALS_WORDS
 from trainer.cli import main
 
 # (words after the spirals task's own, what the message must contain)
-MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "misspelt key": (["optimizer.lrr=1"], ["optimizer.lrr=1", "did you mean lr?"]),
     "misspelt nested key": (["trainer.max_epoch=3"], ["trainer.max_epoch=3", "max_epochs"]),
     "misspelt section": (["trainr.max_epochs=3"], ["trainr.max_epochs=3"]),
@@ -57,20 +55,41 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "plugin that is none": (["plugins=[occupied]"], ["occupied", "config.py"]),
     "config folder that is none": (["--config-dir=nowhere"], ["--config-dir=nowhere", "no such directory"]),
     "verb there is not": (["fitt"], ["fitt", "fit"]),
+    "several values without -m": (["optimizer.lr=0.1,0.2"], ["optimizer.lr=0.1,0.2", "-m optimizer.lr=0.1,0.2"]),
+    "deleted group": (["~scheduler"], ["~scheduler: nothing can be deleted", "scheduler=NAME"]),
+    "deleted key": (["~optimizer.lr"], ["~optimizer.lr: nothing can be deleted", "optimizer.lr=VALUE"]),
+    "appended group": (["+experiment=x"], ["+experiment=x: write experiment=x"]),
+    "appended key that exists": (["+trainer.max_epochs=3"], ["write trainer.max_epochs=3"]),
+    "Hydra's run directory": (["hydra.run.dir=x"], ["hydra.run.dir=x", "run.root=DIR"]),
+    "Hydra's launcher": (["hydra/launcher=joblib"], ["hydra/launcher=joblib", "have no effect"]),
+    "no device": (["trainer.devices=0"], ["trainer.devices=0: should be greater than or equal to 1, or auto"]),
+    "node without a key": (["trainer=3"], ["trainer=3", "KEY=VALUE"]),
+    "plugin that is no list": (["plugins=3"], ["plugins=3", "plugins=[FOLDER]"]),
+    "member of one's own by _target_": (
+        ["--config-dir=own", "optimizer=mine"],
+        ["optimizer=mine: its file has _target_=torch.optim.SGD", "adamw"],
+    ),
+    "Hydra's configuration": (["--cfg", "hydra"], ["--cfg hydra", "--cfg job"]),
+    "Hydra's info": (["--info"], ["--info", "--cfg job", "plan"]),
+    "Hydra's configuration name": (["--config-name=x"], ["--config-name=x", "experiment=NAME"]),
+    "package there is not": (["--cfg", "job", "--package", "trainr"], ["--package trainr", "trainer"]),
+    "option without a value": (["--config-dir"], ["--config-dir: needs a value"]),
 }
 
 
 @pytest.fixture
-def mistaken(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (in_directory / "occupied").write_text("a file")
+    (in_directory / "own" / "optimizer").mkdir(parents=True)
+    (in_directory / "own" / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.1\n")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(in_directory / "none"))
     return in_directory
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_in_three_lines(name: str, mistaken: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words, told = MISTAKES[name]
+@pytest.mark.parametrize("name", ERRORS)
+def test_user_errors_are_printed_in_three_lines(name: str, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, expected = ERRORS[name]
     line = words if name == "verb there is not" else [*SPIRALS_WORDS, *words]
 
     assert main(line) == 2
@@ -78,12 +97,18 @@ def test_a_mistake_is_told_in_three_lines(name: str, mistaken: Path, capsys: pyt
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.strip().split("\n")) <= 3, captured.err
-    for part in told:
+    for part in expected:
         assert part in captured.err, captured.err
-    assert not (mistaken / "outputs").exists()
+    assert not (directory / "outputs").exists()
 
 
-def test_all_problems_are_told_at_once(mistaken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("word", ["~scheduler", "+experiment=x"])
+def test_a_first_word_of_hydras_grammar_is_no_verb(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word]) == 2
+    assert "no such verb" not in capsys.readouterr().err
+
+
+def test_all_problems_are_printed_at_once(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SPIRALS_WORDS, "optimizer.lr=-1", "trainer.precision=fp8", "model.width=0"]) == 2
     lines = capsys.readouterr().err.strip().split("\n")
     assert [line.partition("=")[0] for line in lines] == ["trainer.precision", "model.width", "optimizer.lr"]
@@ -97,33 +122,18 @@ def test_a_run_that_cannot_be_written(in_directory: Path, capsys: pytest.Capture
     assert str(Path("outputs/spirals")) in capsys.readouterr().err
 
 
-def cpu_time_s(words: list[str], directory: Path) -> tuple[float, subprocess.CompletedProcess[str]]:
-    before = os.times()
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer", *words], cwd=directory, capture_output=True, text=True, check=False
-    )
-    after = os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    return spent, done
-
-
-def test_a_mistake_is_told_before_torch_is_imported(tmp_path: Path) -> None:
-    spent_s, done = cpu_time_s([*SPIRALS_WORDS, "optimizer.lrr=1"], tmp_path)
-    assert done.returncode == 2
-    assert spent_s < 1.0
-
-
-def test_a_mistake_among_ranks_is_told_by_one(tmp_path: Path) -> None:
-    """torchrun adds its own report; of our two ranks only one speaks."""
+def test_a_user_error_among_ranks_is_printed_once(tmp_path: Path) -> None:
+    """torchrun adds its own report; of our two ranks only one prints."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
-    for words, told in (
+    for words, expected in (
         ([*SPIRALS_WORDS, "optimizer.lrr=1"], "optimizer.lrr=1"),
         ([*SPIRALS_WORDS, "trainer.devices=3"], "trainer.devices=3"),
         (["-m", *SPIRALS_WORDS, "optimizer.lr=0.1,0.2"], "a sweep starts its own ranks"),
     ):
-        start = time.monotonic()
-        done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        # The deadline is only there against ranks that hang.
+        done = subprocess.run(
+            [*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+        )
         assert done.returncode != 0
-        assert done.stderr.count(told) == 1, done.stderr
+        assert done.stderr.count(expected) == 1, done.stderr
         assert "Traceback" not in done.stderr.split("torch/distributed")[0]
-        assert time.monotonic() - start < 60

@@ -1,7 +1,7 @@
 """Command line -> `Config`, through Hydra's Compose API.
 
-hydra.main is not used: it exits with 1 where we promise 2, changes the working directory, and leaves a directory for
-every process that starts from the command line, which under torchrun means one a rank.
+hydra.main is not used: it exits with 1 instead of 2, changes the working directory, and makes a directory for every
+process that starts from the command line, which under torchrun means one for each rank.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def chosen_members(words: Sequence[str]) -> dict[str, str]:
 
 
 def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> DictConfig:
-    """Merge groups, recipes and overrides; nothing is checked yet beyond the existence of keys and members.
+    """Merge groups, recipes and overrides; only the existence of keys and members is checked.
 
     Args: words: overrides as typed. config_dirs: folders of the user's own groups.
     Raises: UserError: an unknown key, group or member, or a value that cannot be merged or resolved.

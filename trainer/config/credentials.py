@@ -1,4 +1,4 @@
-"""Which credentials this machine has, found without asking a service."""
+"""Which credentials this machine has, found without contacting a service."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def has_wandb_key() -> bool:
-    """Whether a key stands where wandb looks for one; asking wandb itself would import it, and may prompt."""
+    """Whether there is a key where wandb looks for one. wandb itself is slow to import, and may prompt."""
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     return "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text(encoding="utf-8"))

@@ -24,22 +24,22 @@ from trainer.config.strategies import STRATEGIES
 
 @settings
 class SlurmLaunchConfig(LaunchConfig):
-    """A batch job: the same line, typed on a login node, writes a script and submits it."""
+    """A batch job: the command, run on a login node, writes a job script and submits it."""
 
     nodes: Count
     """Nodes of the job, each with `trainer.devices` ranks."""
     starter: Literal["srun", "torchrun"]
-    """srun starts one task a rank; torchrun, one task a node, restarts failed ranks and survives a lost node."""
+    """srun starts a task for each rank; torchrun, a task a node, restarts failed ranks and survives node loss."""
     gpus_per_node: Annotated[int, Field(ge=0)]
     """GPUs of each node; 0 trains on the CPU."""
     cpus_per_rank: Count | None
-    """Cores of each rank; null leaves it to the cluster."""
+    """CPU cores of each rank; null takes the cluster's default."""
     time_limit: Count | str | None
-    """As sbatch's --time: minutes, or such as 1-12:00:00; null takes the partition's."""
+    """Value of sbatch --time: minutes, or text such as 1-12:00:00; null takes the partition's default."""
     stop_before_s: Count
-    """Seconds ahead of the time limit at which the ranks save and stop."""
+    """Seconds before the time limit at which the ranks save and stop."""
     requeue: bool
-    """Queue the job again when it has stopped ahead of its time limit."""
+    """Requeue the job after it has stopped before its time limit."""
     partition: str | None
     """SLURM partition; null takes the default one."""
     account: str | None
@@ -47,32 +47,32 @@ class SlurmLaunchConfig(LaunchConfig):
     log_dir: str
     """Directory of job scripts and logs."""
     setup: list[str]
-    """Shell lines before the ranks start, such as "module load cuda"."""
+    """Shell commands to run before the ranks start, such as "module load cuda"."""
     sbatch_options: list[str]
-    """Further options of sbatch, such as --qos=long."""
+    """More options of sbatch, such as --qos=long."""
     srun_options: list[str]
-    """Further options of srun, such as --container-image=IMAGE."""
+    """More options of srun, such as --container-image=IMAGE."""
     python: str | None
-    """Interpreter on the nodes, as in a container; null is the one that submits."""
+    """Python interpreter on the nodes, for example in a container; null is the one that submits."""
     dry_run: bool
-    """Print the job script and submit nothing."""
+    """Print the job script without submitting it."""
 
 
 @settings
 class OptunaConfig(SweepConfig):
-    """Jobs whose values Optuna chooses by what earlier ones have reached in monitor.metric."""
+    """Jobs whose values Optuna chooses from the monitor.metric of earlier jobs."""
 
     num_trials: Count
-    """Jobs in all, counted over interruptions."""
+    """Number of jobs, counted across interruptions."""
     sampler: Literal["tpe", "random"]
-    """Tree-structured Parzen estimator, or values at random."""
+    """tpe is a tree-structured Parzen estimator; random draws values independently."""
     storage: str | None
-    """URL of Optuna's storage, such as sqlite:///study.db; null is a journal in the sweep's directory."""
+    """URL of Optuna's storage, such as sqlite:///study.db; null is a journal file in the sweep's directory."""
 
 
 @settings
 class NoLogger(LoggerConfig):
-    """Only metrics.jsonl."""
+    """No logger besides metrics.jsonl."""
 
 
 @settings
@@ -98,11 +98,11 @@ class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent."""
 
     momentum: Fraction
-    """Share of the former update that is kept."""
+    """Momentum factor."""
     nesterov: bool
-    """Look ahead by the momentum; needs momentum > 0."""
+    """Use Nesterov momentum; needs momentum > 0."""
     fused: bool
-    """One kernel for all parameters."""
+    """Use one kernel for all parameters."""
 
 
 @settings
@@ -110,11 +110,11 @@ class AdamConfig(OptimizerConfig):
     """Adam (name: adam) or AdamW (name: adamw)."""
 
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    """Decay of the running mean and of the running square."""
+    """Decay rates of the running averages of the gradient and its square."""
     eps: Positive
-    """Added to the denominator."""
+    """Term added to the denominator."""
     fused: bool
-    """One kernel for all parameters."""
+    """Use one kernel for all parameters."""
 
 
 @settings
@@ -122,19 +122,19 @@ class MuonConfig(OptimizerConfig):
     """torch.optim.Muon on hidden matrices, AdamW on everything else."""
 
     momentum: Fraction
-    """Share of the former update that is kept."""
+    """Momentum factor."""
     nesterov: bool
-    """Look ahead by the momentum."""
+    """Use Nesterov momentum."""
     adamw_lr: Positive
-    """Learning rate of the parameters that are no matrices."""
+    """Learning rate of the parameters that AdamW optimizes."""
 
 
 @settings
 class DecayConfig(SchedulerConfig):
-    """Constant, linear or cosine after the warm-up."""
+    """Linear or cosine decay after the warm-up."""
 
     final_fraction: Fraction
-    """Rate at the end as a share of the peak."""
+    """Learning rate at the end as a share of the peak."""
 
 
 OPTIMIZERS: Mapping[str, type[OptimizerConfig]] = {

@@ -78,7 +78,7 @@ def _collect(adapter: TypeAdapter[Any], node: Any, path: str, values: dict[str, 
 
 
 def _problems(error: ValidationError, path: str, node: Any) -> list[Problem]:
-    """One problem a key: a union reports each of its arms, and the user reads them as one sentence."""
+    """One problem for each key: a union reports each of its arms, which are joined to one sentence."""
     advice: dict[str, list[str]] = {}
     inputs: dict[str, Any] = {}
     for detail in error.errors(include_url=False):

@@ -34,16 +34,16 @@ def settings(cls: type[T]) -> type[T]:
 class Named:
     """A node whose fields depend on which member of a Hydra group was chosen."""
 
-    # Fields that say where or how something is done, not what: two runs that differ only in these are the same run.
+    # Fields that say where or how something is computed, not what: runs that differ only in these are the same run.
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset()
 
     name: str
-    """The member of the group."""
+    """Member of the group."""
 
 
 @settings
 class TaskConfig(Named):
-    """What a task asks beside model and data; each task extends it."""
+    """Settings of a task besides model and data; each task extends it."""
 
     # Fields that an evaluation reads, which the verb `eval` may therefore change.
     EVALUATION: ClassVar[frozenset[str]] = frozenset()
@@ -64,7 +64,7 @@ class TrainerConfig:
     """Lightning's own arguments under Lightning's own names. One batch is one step here, so cadences count steps."""
 
     accelerator: Literal["auto", "cpu", "cuda"]
-    """Where tensors live; auto takes the GPUs that are visible, else the CPU."""
+    """Device type; auto takes the visible GPUs, or the CPU if there are none."""
     devices: Count | Literal["auto"]
     """Ranks on this node; auto is every visible GPU, or one process on the CPU."""
     num_nodes: Count
@@ -72,52 +72,52 @@ class TrainerConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
     """Numeric type of weights and arithmetic."""
     max_epochs: Count | None
-    """Passes over the training set; null when max_steps decides."""
+    """Passes over the training set; null if only max_steps ends training."""
     max_steps: Annotated[int, Field(ge=-1)]
-    """Optimizer steps; -1 when max_epochs decides."""
+    """Optimizer steps; -1 if only max_epochs ends training."""
     gradient_clip_val: Positive | None
-    """Largest norm of the global gradient, per optimizer; null never clips."""
+    """Largest norm of the global gradient, per optimizer; null disables clipping."""
     log_every_n_steps: Count
-    """Steps between two lines of training metrics."""
+    """Steps between two records of training metrics."""
     val_check_interval: Count | Annotated[float, Field(gt=0.0, le=1.0)]
     """Steps (int) or share of an epoch (float) between evaluations."""
     check_val_every_n_epoch: Count | None
     """Epochs between evaluations; null counts val_check_interval across epochs."""
     limit_train_batches: BatchLimit
-    """Steps (int) or share (float) of an epoch that is trained on."""
+    """Steps (int) or share (float) of each epoch to train on."""
     limit_val_batches: BatchLimit
-    """Batches (int) or share (float) of the validation set that is evaluated."""
+    """Batches of batch.eval_size samples over all ranks (int), or share of the validation set (float), to evaluate."""
     limit_test_batches: BatchLimit
-    """Batches (int) or share (float) of the test set that is evaluated."""
+    """Batches of batch.eval_size samples over all ranks (int), or share of the test set (float), to evaluate."""
     num_sanity_val_steps: Annotated[int, Field(ge=0)]
-    """Validation batches tried before training starts."""
+    """Validation batches to run before training starts, as a check."""
     sync_batchnorm: bool
     """Batch statistics over the global batch instead of each rank's share."""
     deterministic: bool
-    """Only deterministic kernels; an operation without one is an error."""
+    """Use only deterministic kernels; an operation without one is an error."""
     benchmark: bool
-    """Let cuDNN time its kernels and keep the fastest."""
+    """Let cuDNN time its kernels and use the fastest."""
     detect_anomaly: bool
-    """Name the operation that made a NaN; slow."""
+    """Name the operation that produced a NaN; slow."""
     enable_progress_bar: bool
-    """A bar on rank 0's terminal."""
+    """Show a progress bar on rank 0's terminal."""
 
 
 @settings
 class BatchConfig:
-    """The global batch is the experiment; how it is spread over ranks is a detail."""
+    """The global batch defines the experiment; how it is split over ranks does not."""
 
     global_size: Count
-    """Samples of one optimizer step over all ranks."""
+    """Samples of one optimizer step, over all ranks."""
     micro_size: Count | None
-    """Samples of one forward and backward on one rank; null takes the rank's whole share."""
+    """Samples of one forward and backward pass on one rank; null takes the rank's whole share."""
     eval_size: Count
     """Samples of one evaluation batch on one rank."""
 
 
 @settings
 class PerformanceConfig:
-    """How the same numbers are computed faster."""
+    """Settings that change the speed of a run, not its result."""
 
     compile: bool
     """Compile each network with torch.compile."""
@@ -133,7 +133,7 @@ class PerformanceConfig:
 
 @settings
 class MonitorConfig:
-    """The metric that says which checkpoint is best and when training no longer helps."""
+    """The metric that decides which checkpoint is best and when to stop early."""
 
     metric: str
     """Name of a validation metric."""
@@ -147,82 +147,82 @@ class MonitorConfig:
 
 @settings
 class CheckpointConfig:
-    """When the exact state of a run is written."""
+    """When checkpoints are written."""
 
     every_n_steps: Count | None
-    """Steps between checkpoints; null only at evaluations."""
+    """Steps between checkpoints; null writes them only at evaluations."""
     at_evaluation: bool
-    """Also after each evaluation."""
+    """Write a checkpoint after each evaluation."""
     keep: Count
-    """Newest checkpoints that stay; the best one stays besides."""
+    """Number of newest checkpoints to keep; the best one is kept as well."""
 
 
 @settings
 class RunConfig:
-    """Where a run's directory stands. A new run goes to <root>/<task>/<name>."""
+    """The run directory, <root>/<task>/<name>."""
 
     root: str
-    """Directory that holds all runs."""
+    """Directory of all runs."""
     name: str | None
     """Name of the run; null derives <model>-<data>-<hash8>."""
     fresh: bool
-    """Start over beside an unfinished run instead of resuming it."""
+    """Start a new run instead of resuming an unfinished one."""
     record_git_diff: bool
-    """Write the uncommitted changes of the code into run.json; they may hold what is not meant to be shared."""
+    """Record uncommitted changes of the code in run.json; they may contain what should not be shared."""
 
 
 @settings
 class LaunchConfig(Named):
-    """How ranks start, find and lose each other."""
+    """How ranks are started, and what happens if one fails."""
 
     timeout_s: Positive
-    """Longest wait in a collective before the run ends, seconds."""
+    """Longest wait in a collective before the run fails, seconds."""
     max_restarts: Annotated[int, Field(ge=0)]
-    """How often the ranks are started again, from the newest checkpoint, after one of them has failed."""
+    """How often the ranks are restarted from the newest checkpoint after one has failed."""
     min_nodes: Count | None
-    """Fewest nodes that go on training when some are lost; null is trainer.num_nodes."""
+    """Fewest nodes on which training continues when some are lost; null is trainer.num_nodes."""
     max_nodes: Count | None
     """Most nodes that may join; null is trainer.num_nodes."""
     endpoint: str | None
-    """HOST:PORT of one of several nodes, where they find each other; null takes SLURM's first node."""
+    """HOST:PORT of the node where several nodes rendezvous; null takes SLURM's first node."""
     interface: str | None
-    """Network interface between several nodes, such as ib0; null takes the one that leads to the endpoint."""
+    """Network interface between nodes, such as ib0; null takes the one with the route to the endpoint."""
 
 
 @settings
 class SweepConfig(Named):
-    """How -m goes through its jobs; every combination of comma-separated values is one."""
+    """How -m runs its jobs, one for each combination of comma-separated values."""
 
     parallel: Count
-    """Jobs at a time."""
+    """Number of simultaneous jobs."""
 
 
 @settings
 class LoggerConfig(Named):
-    """Where curves go beside metrics.jsonl."""
+    """Where metrics are logged besides metrics.jsonl."""
 
 
 @settings
 class OptimizerConfig(Named):
-    """How gradients become updates."""
+    """The optimizer."""
 
     lr: Positive
     """Peak learning rate."""
     weight_decay: NonNegative
-    """Decoupled (AdamW, Muon) or L2 (SGD, Adam) decay of matrices; biases and norms have none."""
+    """Decoupled (AdamW, Muon) or L2 (SGD, Adam) weight decay of matrices; biases and norms have none."""
 
 
 @settings
 class SchedulerConfig(Named):
-    """The learning rate over the run, as a factor of the optimizer's."""
+    """The learning rate schedule, as a factor of optimizer.lr."""
 
     warmup_fraction: Fraction
-    """Share of all steps in which the rate rises linearly from zero."""
+    """Share of all steps in which the learning rate rises linearly from zero."""
 
 
 @settings
 class StrategyConfig(Named):
-    """How the model is spread over ranks; the members are in `trainer.config.strategies`."""
+    """How the model is distributed over ranks; the members are in `trainer.config.strategies`."""
 
 
 TaskT = TypeVar("TaskT", bound=TaskConfig, default=TaskConfig)
@@ -250,6 +250,6 @@ class Config(Generic[TaskT, ModelT, DataT]):
     launch: LaunchConfig
     sweep: SweepConfig
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    """Everything random in a run follows from it."""
+    """Seed of all random numbers of a run."""
     plugins: list[str]
-    """Folders outside the repository that each hold a task."""
+    """Folders outside the repository that each contain a task."""

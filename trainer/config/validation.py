@@ -1,4 +1,4 @@
-"""What the types cannot say: values that contradict each other, the machine or the launcher. Torch-free."""
+"""Checks beyond types: values that contradict each other, the machine or the launcher."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def validate(config: Config, task: TaskSpec, world: World, trains: bool = True) 
 def _length(config: Config, world: World) -> Iterator[Problem]:
     trainer = config.trainer
     if trainer.max_epochs is None and trainer.max_steps == -1:
-        yield Problem("trainer.max_epochs", None, "training has no end; set it or trainer.max_steps")
+        yield Problem("trainer.max_epochs", None, "training would never end; set it or trainer.max_steps")
     if trainer.check_val_every_n_epoch is None and isinstance(trainer.val_check_interval, float):
         advice = "must be a number of steps when trainer.check_val_every_n_epoch=null"
         yield Problem("trainer.val_check_interval", trainer.val_check_interval, advice)
     if config.scheduler.name == "one_cycle" and not 0 < config.scheduler.warmup_fraction < 1:
-        advice = "one_cycle rises and falls: more than 0 and less than 1"
+        advice = "one_cycle needs a rise and a fall; must be greater than 0 and less than 1"
         yield Problem("scheduler.warmup_fraction", config.scheduler.warmup_fraction, advice)
 
 
@@ -66,7 +66,7 @@ def _precision(config: Config, world: World) -> Iterator[Problem]:
         yield Problem("trainer.precision", "16-mixed", "the CPU has no float16 scaler; possible: 32-true, bf16-mixed")
     fused = isinstance(config.optimizer, (SGDConfig, AdamConfig)) and config.optimizer.fused
     if config.trainer.precision == "16-mixed" and fused and config.trainer.gradient_clip_val is not None:
-        advice = "a fused optimizer unscales float16 gradients itself, after clipping; use bf16-mixed or fused=false"
+        advice = "a fused optimizer unscales float16 gradients after they are clipped; use bf16-mixed or fused=false"
         yield Problem("optimizer.fused", True, advice)
 
 
@@ -83,23 +83,23 @@ def _strategy(config: Config, world: World, task: TaskSpec) -> Iterator[Problem]
     if not shards_state(strategy):
         return
     if config.trainer.precision == "16-mixed":
-        advice = f"{name} has no loss scale over its parts; use bf16-mixed, or strategy=ddp"
+        advice = f"{name} cannot scale the loss over its shards; use bf16-mixed, or strategy=ddp"
         yield Problem("trainer.precision", "16-mixed", advice)
     if config.optimizer.name == "muon":
-        yield Problem("optimizer", "muon", f"needs whole matrices, which {name} divides; use adamw, or strategy=ddp")
+        yield Problem("optimizer", "muon", f"needs full matrices, which {name} shards; use adamw, or strategy=ddp")
     if name.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         yield Problem("strategy", name, "the package deepspeed is not installed; use fsdp2 or ddp")
     problems = list(file_problems(config, world.world_size)) if isinstance(strategy, DeepSpeedFileConfig) else []
     yield from problems
     if not problems and task.needs_full_parameters and shards_parameters(strategy):
-        advice = f"task={task.name} reads whole weights between steps; use ddp, deepspeed_stage_1 or deepspeed_stage_2"
+        advice = f"task={task.name} reads full weights between steps; use ddp, deepspeed_stage_1 or deepspeed_stage_2"
         yield Problem("strategy", name, advice)
 
 
 def _ddp(config: Config, strategy: DDPConfig, world: World) -> Iterator[Problem]:
     share = config.batch.global_size // world.world_size
     if strategy.static_graph and (config.batch.micro_size or share) < share:
-        advice = "torch cannot record the graph of several micro-batches; use false, or leave out batch.micro_size"
+        advice = "torch cannot record the graph of several micro-batches; use false, or batch.micro_size=null"
         yield Problem("strategy.static_graph", True, advice)
     if strategy.gradient_compression == "bf16" and world.accelerator == "cpu":
         yield Problem("strategy.gradient_compression", "bf16", "needs GPUs; possible here: none, fp16, powersgd")

@@ -106,13 +106,13 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> int:
         Record(run_dir).end_attempt(outcome.status, outcome.cause)
     if outcome.status == "finished":
         return EXIT_DONE
-    # A launcher that reads the stop file, or the record, would take 75 for a failure.
+    # A launcher that reads the stop file or the record would treat 75 as a failure.
     return EXIT_DONE if create_stop_file() or world.launcher == "elastic" else EXIT_STOPPED
 
 
 def _report_restart(run_dir: Path) -> None:
-    """Print and record that elastic has started the ranks again within one attempt."""
+    """Print and record that elastic has restarted the ranks within one attempt."""
     restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if restart:
-        print(f"restart {restart} of {os.environ['TORCHELASTIC_MAX_RESTARTS']}: a rank has failed")
+        print(f"restart {restart} of {os.environ['TORCHELASTIC_MAX_RESTARTS']}: a rank failed")
         Record(run_dir).record_restart(restart)
