@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import CommandLine
 from PIL import Image
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from tasks.cnn.inference import CNNInference
 from trainer.cli import main
+from trainer.data.module import DataModule
 from trainer.engine.build import build_trained
 from trainer.errors import UserError
-from trainer.verbs.stored_run import prepare_stored
+from trainer.launch.discover import plan_world
+from trainer.module import TrainingModule
+from trainer.run.stored_config import read_stored_config
 
 CPU = torch.device("cpu")
 COUNT, SIZE, EVAL_SIZE = 11, 16, 4
@@ -71,16 +75,22 @@ def run_of(folder: Path, name: str = "plain") -> Path:
 
 
 def inference_of(run: Path) -> CNNInference:
-    prepared = prepare_stored("predict", run, [])
-    inference = prepared.task.load_inference(prepared.config, run, CPU)
+    stored = read_stored_config(run)
+    inference = stored.task.load_inference(stored.config, run, CPU)
     assert isinstance(inference, CNNInference)
     return inference
 
 
+def built(run: Path) -> tuple[DataModule, TrainingModule, pl.Trainer]:
+    """What the verb eval works with."""
+    stored = read_stored_config(run)
+    world = plan_world(stored.config.trainer, stored.config.launch)
+    return build_trained(stored.config, stored.task, world, run)
+
+
 def evaluated(folder: Path, name: str) -> tuple[Tensor, list[str]]:
     """Logits of Lightning's evaluation, and the files that they are of."""
-    prepared = prepare_stored("eval", run_of(folder, name), [])
-    data, module, trainer = build_trained(prepared.config, prepared.task, prepared.world, run_of(folder, name))
+    data, module, trainer = built(run_of(folder, name))
     logits: list[Tensor] = []
     hook = module.networks()["model"].register_forward_hook(lambda _, __, output: logits.append(output.float()))
     trainer.validate(module, datamodule=data, verbose=False)
@@ -262,8 +272,7 @@ def test_eval_uses_the_classes_and_normalisation_of_the_run(
     (in_directory / "insects" / "wasp").rename(in_directory / "insects" / "ant")
     for path in (in_directory / "insects" / "ant").iterdir():
         Image.new("RGB", (20, 20), (255, 255, 255)).save(path)
-    prepared = prepare_stored("eval", run, [])
-    data, module, _ = build_trained(prepared.config, prepared.task, prepared.world, run)
+    data, module, _ = built(run)
     transform: Any = module.transform
     assert transform.mean.flatten().tolist() == pytest.approx(spec["mean"], rel=1e-6)
     assert data.spec.mean == spec["mean"]  # pyright: ignore[reportAttributeAccessIssue]
