@@ -2,16 +2,19 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser.run_directories import ATTEMPT, append_line, metrics_line, write_run
-from conftest import SPIRALS_WORDS
+from conftest import REPOSITORY, SPIRALS_WORDS
 from PIL import Image
 
 from trainer.cli import main
@@ -22,6 +25,7 @@ from trainer.report.facts import ABSENT, config_rows, duration
 from trainer.report.metrics_reader import MetricsReader
 from trainer.report.pictures import read_gallery
 from trainer.report.read import RunReader, unique_labels
+from trainer.verbs.report.live import Server
 
 
 @pytest.fixture
@@ -252,10 +256,12 @@ import json, sys
 from trainer.cli import main
 assert main(["report", "run={run}"]) == 0
 import trainer.verbs.report.live
-heavy = {"torch", "pytorch_lightning", "transformers", "matplotlib", "wandb", "pandas"}
-print(json.dumps(sorted(heavy & set(sys.modules))))
+heavy = ("torch", "pytorch_lightning", "transformers", "matplotlib", "wandb", "pandas")
+print(json.dumps([name for name in heavy if name in sys.modules]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.strip().split("\n")[-1]) == []
 
 
@@ -362,3 +368,93 @@ def test_a_failure_at_the_end_of_a_run_is_logged_and_ends_nothing(
     assert "no report.html" in caplog.text
     with pytest.raises(UserError):
         RunReader(tmp_path / "missing").read()
+
+
+# ---- the live server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    root = tmp_path / "outputs"
+    write_run(root / "cnn" / "first")
+    write_run(root / "cnn" / "damaged", config={"note": "x"})
+    (root / "cnn" / "damaged" / "run.json").write_text("{")
+    write_run(tmp_path / "outside")
+    (root / "link").symlink_to(tmp_path / "outside")
+    with Server(root, 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def request(server: Server, target: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
+    """The request line exactly as given, which urllib would clean up. Returns: status, text, ETag."""
+    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    connection.request(method, target, headers=headers)
+    answer = connection.getresponse()
+    text, tag = answer.read().decode(), answer.getheader("ETag") or ""
+    connection.close()
+    return answer.status, text, tag
+
+
+def test_only_this_machine_is_served(server: Server) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+    port = server.server_port
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        assert request(server, "/api/runs", Host=host)[0] == 200
+    for host in ("attacker.example", f"attacker.example:{port}", "127.0.0.1", f"127.0.0.1:{port}.attacker.example"):
+        status, text, _ = request(server, "/api/runs", Host=host)
+        assert (status, text) == (403, "wrong host")
+    assert request(server, "/api/runs", method="POST")[0] == 501
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/../outside/run.json",
+        "/cnn/first/run.json",
+        "/report?run=../outside",
+        "/report?run=link",
+        "/report?run=/etc",
+        "/report?run=cnn/first/../first",
+        "/report?run=cnn/first&run=%2e%2e/outside",
+        "/api/points?run=..%2Foutside",
+        "/report?run=",
+        "/report",
+        "/assets/report.js",
+    ],
+)
+def test_nothing_but_the_runs_below_the_root_is_served(target: str, server: Server) -> None:
+    status, text, _ = request(server, target)
+    assert status == 404
+    assert "attempts" not in text
+
+
+def test_the_rows_of_the_table(server: Server) -> None:
+    status, text, tag = request(server, "/api/runs")
+    damaged, first = json.loads(text)
+    assert (status, first["run"], first["step"], first["status"]) == (200, "cnn/first", 100, "finished")
+    assert (damaged["run"], damaged["status"]) == ("cnn/damaged", "damaged")
+    assert request(server, "/api/runs", **{"If-None-Match": tag})[:2] == (304, "")
+    assert request(server, "/report?run=cnn/damaged")[0] == 422
+
+
+def test_points_are_sent_as_soon_as_they_are_written(server: Server) -> None:
+    target = "/api/points?run=cnn/first"
+    _, text, tag = request(server, target)
+    assert request(server, target, **{"If-None-Match": tag})[0] == 304
+    append_line(server.runs.root / "cnn" / "first", **metrics_line(101))
+    status, later, _ = request(server, target, **{"If-None-Match": tag})
+    before, after = json.loads(text), json.loads(later)
+    assert (status, before["last_step"], after["last_step"]) == (200, 100, 101)
+    assert before["signature"] == after["signature"]
+    assert after["charts"][0][0]["y"][-1] == pytest.approx(metrics_line(101)["train/loss"], rel=1e-6)
+    append_line(server.runs.root / "cnn" / "first", step=101, **{"train/loss": math.nan, "test/new": 1.0})
+    assert json.loads(request(server, target)[1])["signature"] != before["signature"]
+
+
+def test_a_port_that_is_taken_is_refused(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--serve", f"root={server.runs.root}", f"port={server.server_port}"]) == 2
+    assert f"port={server.server_port}: " in capsys.readouterr().err
