@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     # `estimate`, `inference`, `data` and `module` only for the types of what a task builds.
     "task": {"errors", "config", "estimate", "inference", "data", "module"},
     "run": {"errors", "config", "task"},
-    "report": {"errors", "run"},
+    "report": {"__init__", "errors", "run"},
     "estimate": {"config"},
     "optim": {"config"},
     "inference": {"config"},

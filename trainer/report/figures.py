@@ -38,6 +38,9 @@ COLORS = (
     "#0a84d0", "#e07b00", "#12a07a", "#cc5c9e", "#b0455f", "#7d66d9", "#8a8f00", "#1aa6b8", "#c2571a", "#6b8e23",
     "#4f6bd6", "#d14b8f", "#2f9e44", "#a8741a", "#9a4dca", "#5f7f95", "#d9480f", "#0b8793", "#8b5e83", "#7a8b3c",
 )  # fmt: skip
+AXIS: dict[str, Any] = {"minor_tick_line_color": None, "major_label_text_font_size": "11px"}
+# Nothing on the page is selected or muted; the variants of a glyph for that would triple what a browser has to set up.
+PLAIN: dict[str, Any] = {"selection_glyph": None, "nonselection_glyph": None, "muted_glyph": None}
 DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot")
 
 
@@ -97,9 +100,9 @@ def figure_json(chart: Chart, num_runs: int) -> Any:
     )
     plot.toolbar.autohide = True
     plot.toolbar.logo = None
-    x_axis = LinearAxis(formatter=BasicTickFormatter(use_scientific=False))
+    x_axis = LinearAxis(formatter=BasicTickFormatter(use_scientific=False), **AXIS)
     # Bokeh's stubs give the property the type of its default.
-    y_axis = LinearAxis(formatter=_tick_formatter(chart))  # pyright: ignore[reportArgumentType]
+    y_axis = LinearAxis(formatter=_tick_formatter(chart), **AXIS)  # pyright: ignore[reportArgumentType]
     plot.add_layout(x_axis, "below")
     plot.add_layout(y_axis, "left")
     plot.add_layout(Grid(dimension=1, axis=y_axis))
@@ -118,16 +121,18 @@ def _draw(plot: Plot, chart: Chart, line: Line, source: ColumnDataSource, color:
     """Add a line. Returns: the renderer that shows its values under the pointer."""
     name = source.name
     if chart.stacked:
-        plot.add_glyph(source, VArea(x="x", y1="bottom", y2="top", fill_color=color, fill_alpha=0.75), name=name)
+        plot.add_glyph(
+            source, VArea(x="x", y1="bottom", y2="top", fill_color=color, fill_alpha=0.75), name=name, **PLAIN
+        )
         # An area has no points; its upper edge has.
-        return plot.add_glyph(source, LineGlyph(x="x", y="top", line_color=color), name=name)
+        return plot.add_glyph(source, LineGlyph(x="x", y="top", line_color=color), name=name, **PLAIN)
     glyph = LineGlyph(x="x", y="y", line_color=color, line_dash=dash, line_width=1.6)
-    drawn = plot.add_glyph(source, glyph, name=name)
+    drawn = plot.add_glyph(source, glyph, name=name, **PLAIN)
     if len(line.steps) > MAX_MARKED_POINTS:
         return drawn
     # A single point, as of a test set, has no line.
     marker = Scatter(x="x", y="y", size=6 if len(line.steps) < 3 else 4, fill_color=color, line_color=color)
-    return plot.add_glyph(source, marker, name=name)
+    return plot.add_glyph(source, marker, name=name, **PLAIN)
 
 
 def _y_range(chart: Chart) -> DataRange1d:

@@ -14,6 +14,7 @@ from trainer.errors import UserError
 from trainer.run.files import METRICS_FILE
 
 NOT_METRICS = ("step", "epoch")
+NUMBERS = {int, float}
 
 
 @dataclass(frozen=True)
@@ -102,4 +103,4 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict) or not isinstance(values.get("step"), int):
         return None
-    return values if all(isinstance(value, (int, float)) for value in values.values()) else None
+    return values if NUMBERS.issuperset(map(type, values.values())) else None

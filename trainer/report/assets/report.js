@@ -9,16 +9,31 @@ const darkScheme = window.matchMedia("(prefers-color-scheme: dark)");
 async function draw(chart, element) {
   if (chart.pending === null) {
     chart.pending = (async () => {
+      // Before it is drawn, so that it is drawn once.
+      const plot = chart.figure.doc.roots[0].attributes;
+      for (const axis of [...plot.below, ...plot.left]) Object.assign(axis.attributes, colors(darkScheme.matches).axis);
+      for (const grid of plot.center) Object.assign(grid.attributes, colors(darkScheme.matches).grid);
       const views = await Bokeh.embed.embed_item(chart.figure, element);
       chart.view = [...views.roots][0];
       chart.figure = null;
       chart.view.model.toolbar.tools.forEach((tool) => { if (tool.type === "HoverTool") tool.tooltips = (source, at) => tip(chart, source, at); });
-      applyColors(chart, darkScheme.matches);
       applyVisibility(chart);
-      document.documentElement.dataset.charts = String(charts.filter((one) => one.view !== null).length);
+      reportDrawn();
     })();
   }
   return chart.pending;
+}
+
+// How far the page is, for tests: charts drawn, and milliseconds since it was asked for.
+function reportDrawn() {
+  const facts = document.documentElement.dataset, drawn = charts.filter((one) => one.view !== null).length;
+  facts.charts = String(drawn);
+  requestAnimationFrame(() => {
+    const inWindow = plots.filter((element) => element.getBoundingClientRect().top < innerHeight);
+    const done = (elements) => elements.every((element) => charts[Number(element.dataset.chart)].view !== null);
+    if (done(inWindow)) facts.firstMs ??= String(performance.now());
+    if (done(plots)) facts.drawnMs ??= String(performance.now());
+  });
 }
 
 function tip(chart, source, at) {
@@ -35,19 +50,21 @@ function tip(chart, source, at) {
   return box;
 }
 
+function colors(dark) {
+  const [text, line, grid] = dark ? ["#9aa4b2", "#4a5462", "#2d3541"] : ["#5d6675", "#b4bbc6", "#e6e9ee"];
+  return { axis: { major_label_text_color: text, axis_line_color: line, major_tick_line_color: line }, grid: { grid_line_color: grid } };
+}
 function applyColors(chart, dark) {
   const plot = chart.view.model;
-  const [text, line, grid] = dark ? ["#9aa4b2", "#4a5462", "#2d3541"] : ["#5d6675", "#b4bbc6", "#e6e9ee"];
-  for (const axis of [...plot.below, ...plot.left]) {
-    axis.setv({ major_label_text_color: text, axis_line_color: line, major_tick_line_color: line, minor_tick_line_color: null, major_label_text_font_size: "11px" });
-  }
-  for (const one of plot.center) one.setv({ grid_line_color: grid });
+  for (const axis of [...plot.below, ...plot.left]) axis.setv(colors(dark).axis);
+  for (const grid of plot.center) grid.setv(colors(dark).grid);
 }
 
 function applyVisibility(chart) {
   for (const renderer of chart.view.model.renderers) {
     const { run, part } = chart.lines[Number(renderer.name)];
-    renderer.visible = !(hiddenRuns.has(run) || hiddenParts.has(part) || chart.hiddenParts.has(part));
+    const visible = !(hiddenRuns.has(run) || hiddenParts.has(part) || chart.hiddenParts.has(part));
+    if (renderer.visible !== visible) renderer.visible = visible;
   }
 }
 
@@ -105,7 +122,13 @@ function removePictures() {
 window.addEventListener("beforeprint", addPictures);
 window.addEventListener("afterprint", removePictures);
 // What is below the fold is drawn when there is nothing else to do: printing cannot wait for it.
-window.addEventListener("load", () => requestIdleCallback(async () => { for (const element of plots) { await drawPlot(element); await new Promise((then) => requestIdleCallback(then)); } }));
+const idle = () => new Promise((then) => requestIdleCallback(then));
+window.addEventListener("load", async () => {
+  for (const element of plots) {
+    await idle();
+    await drawPlot(element);
+  }
+});
 
 // ---- live: new points replace the data of the charts, anything else reloads the page
 
