@@ -196,10 +196,10 @@ def test_evaluating_and_saving_are_not_step_time(in_directory: Path, monkeypatch
 
         monkeypatch.setattr(owner, name, call)
 
-    monkeypatch.setattr(step_time, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     assert main([*WORDS, "trainer.max_steps=1"]) == 0  # imports the task
     from faulty.module import FaultyModule
 
+    monkeypatch.setattr(step_time, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     taking(FaultyModule, "training_step", 1.0)
     taking(FaultyModule, "evaluation_step", 100.0)
     taking(CheckpointStore, "commit", 1000.0)
