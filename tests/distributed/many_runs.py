@@ -35,7 +35,7 @@ if __name__ == "__main__":
     # One group for all lines: DeepSpeed keeps the first one it sees.
     dist.init_process_group = lambda *arguments, **options: None
     dist.destroy_process_group = lambda group=None: None
-    pl.Trainer.fit = measuring_fit
+    pl.Trainer.fit = measuring_fit  # pyright: ignore[reportAttributeAccessIssue]
     lines = Path(sys.argv[1])
     results = []
     for line in json.loads(lines.read_text()):

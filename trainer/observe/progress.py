@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -56,7 +57,7 @@ class ProgressBar(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: StepSums,
-        batch: StepBatch[object],
+        batch: StepBatch[Any],
         batch_idx: int,
     ) -> None:
         """Add the step's losses, and redraw the bar if it is due."""
