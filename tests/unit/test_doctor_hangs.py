@@ -1,4 +1,4 @@
-"""Checks and child processes of the doctor that hang are ended and reported; those that are only slow are waited for."""
+"""The doctor ends and reports checks and child processes that hang, and waits for those that are only slow."""
 
 import os
 import subprocess
