@@ -106,10 +106,10 @@ def test_a_closed_pipe_is_no_traceback(words: list[str], tmp_path: Path) -> None
 
 def test_outside_of_the_environment_one_line_says_what_to_do(tmp_path: Path) -> None:
     """An interpreter without the packages of this one: isolated, and without site-packages."""
-    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import runpy; runpy.run_module('trainer', None, '__main__')"
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    start = "import runpy; runpy.run_module('trainer', None, '__main__')"
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); {start}"
+    command = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert len(done.stderr.strip().split("\n")) == 1, done.stderr
     assert "has no package hydra" in done.stderr

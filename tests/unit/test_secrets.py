@@ -112,7 +112,7 @@ def test_a_recorded_command_line_is_redacted() -> None:
 
 def test_a_whole_run_writes_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the command line, which W&B would record by itself."""
-    words = [*SPIRALS_WORDS, "logger=wandb", "logger.mode=offline", f"logger.notes={SECRET}", "trainer.max_steps=2"]
+    words = [*SPIRALS_WORDS, "logger=wandb", "logger.mode=offline", f"launch.interface={SECRET}", "trainer.max_steps=2"]
     monkeypatch.setattr(sys, "argv", ["trainer", *words])
     assert main(words) == 0
     (run_dir,) = Path("outputs/spirals").iterdir()
