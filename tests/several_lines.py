@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def on_ranks(num_ranks: int, folder: Path, lines: list[tuple[Path, list[str]]]) -> list[int]:
@@ -29,9 +30,14 @@ def run_lines(file: Path) -> None:
 
     from trainer.cli import main
 
-    dist.init_process_group("gloo")
+    begin = dist.init_process_group
+
+    def begin_once(*arguments: Any, **options: Any) -> None:
+        if not dist.is_initialized():
+            begin(*arguments, **options)
+
     # One group for all lines: DeepSpeed keeps the first one it sees.
-    dist.destroy_process_group = lambda group=None: None
+    dist.init_process_group, dist.destroy_process_group = begin_once, lambda group=None: None
     codes = []
     for line in json.loads(file.read_text()):
         os.chdir(line["directory"])
