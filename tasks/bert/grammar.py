@@ -1,8 +1,8 @@
-"""What customers of a shop write, as patterns by intent; `intents.py` turns them into utterances.
+"""Patterns of customer messages to a shop by intent, from which `intents.py` generates utterances.
 
-In a pattern (a|b) is one of several and {slot} a word of SLOTS. Each intent has PHRASINGS: the last NUM_TEST of them
-are used for the test split only, the NUM_VALIDATION before those for validation only. Intents share their objects
-(orders, parcels, cards, accounts), so a single word seldom gives one away.
+In a pattern, (a|b) is one of the alternatives and {slot} a word of SLOTS. The last NUM_TEST patterns of each intent are
+used only for the test split, the NUM_VALIDATION before those only for validation. Intents share their objects (orders,
+parcels, cards, accounts), so a single word rarely identifies one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A small customer-service set that the project generates itself: no network, no licence, the same on every machine.
+"""A small generated customer-service set, which needs no network and is the same on every machine.
 
-What it can show is that training works from the first command on. Its test split holds phrasings that training never
-sees, but they come from the same hand as the others: the accuracy says nothing about real customers.
+It shows that training works. The test split has phrasings that are not in the training split, but the same author wrote
+both, so the accuracy says nothing about real customers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from trainer.errors import UserError
 if TYPE_CHECKING:
     import datasets
 
-MAX_TRIES = 200  # draws in a row that are all known already: the grammar has no more to say
+MAX_TRIES = 200  # draws in a row without a new utterance, after which the grammar counts as exhausted
 
 
 def phrasings_of(intent: str) -> dict[str, tuple[str, ...]]:
-    """An intent's patterns by split; no pattern is in two."""
+    """Patterns of an intent by split; no pattern is in two splits."""
     patterns = PHRASINGS[intent]
     first_test = len(patterns) - NUM_TEST
     first_val = first_test - NUM_VALIDATION
@@ -28,7 +28,7 @@ def phrasings_of(intent: str) -> dict[str, tuple[str, ...]]:
 
 
 def utterance(pattern: str, rng: random.Random) -> str:
-    """One sentence of a pattern, with an opener and a closer that say nothing about the intent."""
+    """A random sentence of a pattern, with an opener and a closer that do not depend on the intent."""
     text = rng.choice(OPENERS) + pattern + rng.choice(CLOSERS)
     while match := re.search(r"\{(\w+)\}|\(([^(){}]*)\)", text):
         text = text[: match.start()] + _choice(match, rng) + text[match.end() :]
@@ -46,7 +46,7 @@ def intent_rows(sizes: dict[str, int]) -> dict[str, list[tuple[str, str]]]:
     """Rows (text, intent) by split, all texts distinct, intents in equal numbers up to one.
 
     Args: sizes: rows of each split.
-    Raises: UserError: the grammar has not that many distinct utterances.
+    Raises: UserError: the grammar has fewer distinct utterances.
     """
     rng = random.Random(0)
     seen: set[str] = set()
@@ -71,7 +71,7 @@ def _unseen(pattern: str, rng: random.Random, seen: set[str]) -> str:
             return text
     raise UserError(
         f"data=intents: the grammar has too few distinct utterances of: {pattern}",
-        "make data.num_train, data.num_validation or data.num_test smaller",
+        "reduce data.num_train, data.num_validation or data.num_test",
     )
 
 

@@ -43,7 +43,7 @@ def test_intents_are_in_equal_numbers_and_mixed(rows):
         assert runs < len(split) / 5
 
 
-def test_nothing_of_the_grammar_is_left_in_an_utterance(rows):
+def test_utterances_contain_no_pattern_syntax(rows):
     for split in rows.values():
         assert not [text for text, _ in split if set(text) & set("(){}|") or text != text.strip() or "  " in text]
 
@@ -58,7 +58,7 @@ def test_the_set_is_the_same_in_every_process(rows):
     assert process.stdout.strip() == hashlib.md5(str(rows).encode()).hexdigest()
 
 
-def test_more_than_the_grammar_has_is_refused():
+def test_more_rows_than_distinct_utterances_are_refused():
     with pytest.raises(UserError, match="too few distinct utterances"):
         intent_rows({"train": 100_000})
 

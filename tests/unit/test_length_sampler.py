@@ -64,7 +64,7 @@ def test_neighbours_change_from_epoch_to_epoch(num_samples):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_ranks_parts_of_a_step_are_alike_in_length(world_size):
+def test_ranks_shares_of_a_step_have_similar_lengths(world_size):
     lengths = sst2_like_lengths()
     sampler = LengthGroupedSampler(lengths, 64, 50, 0)
     widths, tokens = [], []

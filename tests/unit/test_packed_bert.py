@@ -32,7 +32,7 @@ def padded_logits(model, buffer, indices, device):
     return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask()).logits
 
 
-def test_packed_texts_give_the_logits_and_gradients_of_padded_ones(buffer):
+def test_packed_and_padded_texts_have_the_same_logits_and_gradients(buffer):
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(CONFIG).eval()
     indices, cpu = np.array([7, 0, 11, 3]), torch.device("cpu")
@@ -48,7 +48,7 @@ def test_packed_texts_give_the_logits_and_gradients_of_padded_ones(buffer):
 
 
 @pytest.mark.gpu
-def test_the_kernel_gives_what_the_loop_gives(buffer):
+def test_the_kernel_and_the_loop_have_the_same_logits(buffer):
     torch.manual_seed(0)
     device = torch.device("cuda")
     model = AutoModelForSequenceClassification.from_config(CONFIG).to(device, torch.bfloat16).eval()

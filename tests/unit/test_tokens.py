@@ -30,7 +30,7 @@ def token_set(buffer: TokenBuffer, **options) -> TokenSet:
     return TokenSet(buffer, np.arange(len(buffer)), PAD, max_length=30, **options)
 
 
-def test_buffer_gives_back_what_was_written(buffer, texts):
+def test_a_buffer_reads_what_was_written(buffer, texts):
     assert len(buffer) == 100
     assert buffer.num_truncated == 3
     for row, ids in enumerate(texts):

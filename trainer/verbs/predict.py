@@ -39,7 +39,7 @@ def parse_arguments(task: TaskSpec, words: Sequence[str]) -> Any:
     """key=value words as the task's predict_arguments. Raises: ConfigError: a wrong key or value."""
     if task.predict_arguments is None:
         raise UserError(f"task={task.name} has no predict")
-    texts = {key: value for key, _, value in (word.partition("=") for word in words)}
+    texts = {key: text for key, _, text in (word.partition("=") for word in words)}
     fields = list(getattr(task.predict_arguments, "__dataclass_fields__", {}))
     problems = [Problem(key, texts[key], nearest(key, fields)) for key in texts if key not in fields]
     if problems:
