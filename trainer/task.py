@@ -64,7 +64,6 @@ class TaskSpec:
     needs_full_parameters: bool = False
     sizes: str | None = None
     inference: str | None = None
-    predict: str | None = None
     predict_arguments: type[Any] | None = None
 
     def build_data(self, config: Config) -> DataModule:
@@ -85,14 +84,6 @@ class TaskSpec:
             raise UserError(f"task={self.name} defines no inference, so its runs cannot be applied")
         inference: type[Inference] = _load(self.inference)
         return inference.load(config, run_dir, device)
-
-    def run_predict(
-        self, config: Config, module: TrainingModule, data: DataModule, arguments: object, run_dir: Path
-    ) -> None:
-        """Apply a trained module to new input. Raises: UserError: the task does not predict."""
-        if self.predict is None:
-            raise UserError(f"task={self.name} has no predict")
-        _load(self.predict)(config, module, data, arguments, run_dir)
 
 
 def _load(reference: str) -> Any:
