@@ -21,6 +21,7 @@ from tasks.bert.models import encoder_folder, network_config
 from tasks.bert.tokenizers import build_tokenizer
 from tasks.bert.weights import position_limit
 from trainer.config.schema import Config
+from trainer.data.hold_out import HOLD_OUT_SEED
 from trainer.data.module import DataModule
 from trainer.data.samplers import StepSampler
 from trainer.data.sources import Source, load_splits, split_fingerprint
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 BertConfigs = Config[BertTaskConfig, BertModelConfig, TextDataConfig]
 
-HOLD_OUT_SEED = 0  # not the run's: runs of several seeds are compared on the same validation split
 LARGE_UNKNOWN_SHARE = 0.1
 
 

@@ -119,7 +119,7 @@ class AdamConfig(OptimizerConfig):
 
 @settings
 class MuonConfig(OptimizerConfig):
-    """torch.optim.Muon on hidden matrices, AdamW on everything else."""
+    """Muon on hidden weights, AdamW on all other parameters."""
 
     momentum: Fraction
     """Momentum factor."""

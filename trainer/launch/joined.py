@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.collectives import all_gather_json, broadcast_json
+from trainer.collectives import all_gather_json, decide_on_rank_0
 from trainer.config.schema import Config
 from trainer.errors import EXIT_STOPPED, UserError
 from trainer.faults.signals import remove_stop_file, stop_requested
@@ -37,24 +37,21 @@ def reported_to_agent(world: World) -> Iterator[None]:
         raise
 
 
-def open_shared_run(config: Config, mapping: Mapping[str, Any], world: World) -> tuple[Path, Run | None]:
+def open_shared_run(config: Config, mapping: Mapping[str, Any]) -> tuple[Path, Run | None]:
     """Rank 0 opens the run and broadcasts its directory. Called on all ranks, inside the process group.
 
     Returns: (run directory, the open run on rank 0 and None elsewhere).
     Raises: UserError: the ranks composed different configurations, or rank 0 could not open the run.
     """
     _compare_configurations(mapping)
-    run, message = None, {}
-    if world.rank == 0:
-        try:
-            run = open_run(config, mapping)
-            message = {"directory": str(run.directory)}
-        except UserError as error:
-            message = {"error": error.lines}
-    message = broadcast_json(message)
-    if "error" in message:
-        raise UserError(*message["error"])
-    return Path(message["directory"]), run
+    run: Run | None = None
+
+    def open_here() -> str:
+        nonlocal run
+        run = open_run(config, mapping)
+        return str(run.directory)
+
+    return Path(decide_on_rank_0(open_here)), run
 
 
 def _compare_configurations(mapping: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ def fit_joined(prepared: PreparedRun) -> int:
 
     world = prepared.world
     with reported_to_agent(world), process_group(prepared.config, world):
-        run_dir, run = open_shared_run(prepared.config, prepared.mapping, world)
+        run_dir, run = open_shared_run(prepared.config, prepared.mapping)
         set_up_rank_logs(run_dir, world)
         with run.attempt(world.launcher, world.world_size, stop_requested) if run else nullcontext():
             return fit_on_rank(prepared, run_dir)
