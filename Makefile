@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
-.PHONY: train test test-slow test-slurm check lint types gpu clean
+.PHONY: train test test-slow test-slurm planted check lint types gpu clean
 
 train: $(VENV)/installed  ## install and train the default task
 	$(BIN)/python -m trainer task=cnn
@@ -19,6 +19,9 @@ test-slow: $(VENV)/installed  ## tests that take minutes
 
 test-slurm: $(VENV)/installed  ## tests on a real two-node SLURM cluster (Debian: slurmd slurmctld slurm-client munge)
 	$(BIN)/python -m pytest -m "slurm and not slow" --junitxml=build/slurm.xml
+
+planted: $(VENV)/installed  ## plant faults in a copy; each has to be noticed by a default test
+	$(BIN)/python -m benchmarks.planted_faults
 
 check: lint types test  ## what has to hold before a change lands
 

@@ -18,6 +18,8 @@ SPIRALS_WORDS = [f"plugins=[{SPIRALS}]", "task=spirals", "logger=none", "trainer
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# Processes that tests start in other directories run this checkout, wherever the installed package points to.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -1,0 +1,244 @@
+"""Faults planted in a copy of the project, one at a time: the default tests have to notice each.
+
+    python -m benchmarks.planted_faults [NAME...]
+
+Each fault replaces a piece of the source that must occur exactly once, and runs the tests that should fail. A test that
+passes in spite of its fault is a survivor. The same tests first run without a fault, where they have to pass. Writes a
+dated file under benchmarks/results/ and exits with the number of survivors.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.result_file import surroundings, write_result
+
+HOME = Path(__file__).resolve().parents[1]
+RANKS = "tests/distributed/test_ranks_agree.py"
+SIGNAL_TO_ONE_RANK = f"{RANKS}::test_a_signal_to_one_rank_stops_all_at_one_step"
+METRICS = "tests/unit/test_metrics.py::test_throughput_is_that_of_a_known_clock"
+QUICK = "tests/distributed/test_strategies_quick.py"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """file: of the project. old: replaced by new. test: of the default suite, which has to fail."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+FAULTS = {
+    "stop flag of ranks above 0 ignored": Fault(
+        "trainer/faults/stop.py",
+        "PendingAny(self.requested)",
+        "PendingAny(self.requested and int(__import__('os').environ.get('RANK', '0')) == 0)",
+        SIGNAL_TO_ONE_RANK,
+    ),
+    "stop flag not reduced over ranks": Fault(
+        "trainer/collectives.py",
+        "self.work = dist.all_reduce(self.flag, async_op=True)",
+        "self.work = dist.all_reduce(self.flag.clone(), async_op=True)",
+        SIGNAL_TO_ONE_RANK,
+    ),
+    "exit code 75 of a joined rank turned into 0": Fault(
+        "trainer/verbs/fit.py",
+        'world.launcher == "elastic" else EXIT_STOPPED',
+        'world.launcher == "elastic" else EXIT_DONE',
+        "tests/distributed/test_torchrun.py::test_ranks_of_srun_stop_with_exit_code_75",
+    ),
+    "filler rows counted in CNN evaluation": Fault(
+        "tasks/cnn/module.py",
+        "logits = self.model(images.to(self.dtype))[: batch.num_valid].float()\n"
+        "        self._metrics(metrics_prefix)(logits, batch.labels[: batch.num_valid])",
+        "logits = self.model(images.to(self.dtype)).float()\n"
+        "        self._metrics(metrics_prefix)(logits, batch.labels)",
+        "tests/tasks/cnn/test_training.py::test_evaluation_of_three_ranks_is_that_of_one",
+    ),
+    "texts cut at 64 tokens whatever max_length": Fault(
+        "trainer/data/texts/tokenization.py",
+        "        truncation=True,\n        max_length=max_length,",
+        "        truncation=True,\n        max_length=min(64, max_length),",
+        "tests/unit/test_tokens_split.py::test_texts_are_cut_at_the_length_that_is_asked_for",
+    ),
+    "wrong sum of the doctor not reported": Fault(
+        "trainer/verbs/doctor/rank.py",
+        "if wrong.item():",
+        "if False:",
+        "tests/unit/test_doctor.py::test_a_wrong_sum_is_a_failure",
+    ),
+    "best forgotten on resume": Fault(
+        "trainer/checkpoint/callback.py",
+        'self.best_value, self.best_step = state["best_value"], state["best_step"]',
+        "self.best_value, self.best_step = None, None",
+        "tests/unit/test_best.py::test_the_best_is_remembered_on_resuming",
+    ),
+    "early stopping always minimises": Fault(
+        "trainer/engine/build.py",
+        "mode=monitor.mode,",
+        'mode="min",',
+        "tests/unit/test_best.py::test_patience_counts_evaluations_without_improvement",
+    ),
+    "metric lines beyond the checkpoint kept": Fault(
+        "trainer/run/metrics_file.py",
+        "complete = path.read_bytes()[:num_bytes].rfind",
+        "complete = path.read_bytes().rfind",
+        "tests/unit/test_resume.py::test_a_kill_changes_nothing",
+    ),
+    "identity without gradient clipping": Fault(
+        "trainer/config/identity.py",
+        '        "trainer.enable_progress_bar",\n',
+        '        "trainer.enable_progress_bar",\n        "trainer.gradient_clip_val",\n',
+        "tests/unit/test_identity.py::test_what_decides_weights_or_numbers_is_in_the_identity",
+    ),
+    "--no-requeue always": Fault(
+        "trainer/launch/submit.py",
+        '"--requeue" if launch.requeue else "--no-requeue"',
+        '"--no-requeue"',
+        "tests/unit/test_submit.py::test_the_script_asks_slurm_to_requeue_as_configured",
+    ),
+    "samples/s doubled": Fault(
+        "trainer/observe/metrics.py",
+        '"perf/samples_per_s": self.num_samples / elapsed_s',
+        '"perf/samples_per_s": 2 * self.num_samples / elapsed_s',
+        METRICS,
+    ),
+    "MFU doubled": Fault(
+        "trainer/observe/metrics.py",
+        'metrics["perf/mfu"] = rates["flops"]',
+        'metrics["perf/mfu"] = 2 * rates["flops"]',
+        METRICS,
+    ),
+    "NumPy's generator not restored": Fault(
+        "trainer/checkpoint/random_state.py",
+        "    np.random.set_state(",
+        "    str(",
+        "tests/unit/test_resume.py::test_all_generators_are_restored",
+    ),
+    "Python's generator not restored": Fault(
+        "trainer/checkpoint/random_state.py",
+        "    random.setstate(",
+        "    str(",
+        "tests/unit/test_resume.py::test_all_generators_are_restored",
+    ),
+    "all ranks on one random stream": Fault(
+        "trainer/engine/build.py",
+        "pl.seed_everything(config.seed + world.rank, verbose=False)",
+        "pl.seed_everything(config.seed, verbose=False)",
+        f"{RANKS}::test_each_rank_has_its_own_random_stream",
+    ),
+    "rank 0's generators restored on every rank": Fault(
+        "trainer/checkpoint/random_state.py",
+        "restore_random_state(self.loaded[trainer.global_rank])",
+        "restore_random_state(self.loaded[0])",
+        SIGNAL_TO_ONE_RANK,
+    ),
+    "a restart skips an epoch": Fault(
+        "trainer/data/module.py",
+        "return epochs.processed, done",
+        "return epochs.processed + (1 if fit_loop.restarting and not done else 0), done",
+        "tests/unit/test_resume.py::test_stopping_after_any_step_changes_nothing",
+    ),
+    "FSDP2 sums gradients where it should average": Fault(
+        "trainer/module.py",
+        "return loss_sum * (self.trainer.world_size / batch.num_samples)",
+        "scale = self.trainer.world_size if 'FSDP' in type(self.trainer.strategy).__name__ else 1\n"
+        "        return loss_sum * (self.trainer.world_size / batch.num_samples) * scale",
+        QUICK,
+    ),
+    "DeepSpeed clips at its default norm of 1": Fault(
+        "trainer/config/deepspeed.py",
+        "config.trainer.gradient_clip_val or 0.0",
+        "config.trainer.gradient_clip_val or 1.0",
+        QUICK,
+    ),
+    "a failed sweep job marked finished": Fault(
+        "trainer/verbs/sweep/local.py",
+        '"stopped" if code == EXIT_STOPPED else "failed"',
+        '"stopped" if code == EXIT_STOPPED else "finished"',
+        "tests/unit/test_sweep.py::test_a_job_is_recorded_as_it_ended",
+    ),
+}
+
+
+def main() -> int:
+    """Returns: number of faults that no test has noticed."""
+    chosen = sys.argv[1:] or list(FAULTS)
+    rows, survivors = [], 0
+    with tempfile.TemporaryDirectory() as place:
+        copy = copy_of_the_project(Path(place))
+        tests = sorted({FAULTS[name].test for name in chosen})
+        if run_tests(copy, tests) != 0:
+            print("the tests fail without a fault", file=sys.stderr)
+            return len(chosen)
+        for name in chosen:
+            fault, start = FAULTS[name], time.perf_counter()
+            caught = plant_and_test(copy, fault)
+            survivors += not caught
+            print(f"{'caught' if caught else 'SURVIVED'}: {name} ({time.perf_counter() - start:.0f} s)", flush=True)
+            rows.append(f"| {name} | `{fault.test}` | {'caught' if caught else '**survived**'} |")
+    lines = [
+        f"# Planted faults, {datetime.date.today()}",
+        "",
+        "    python -m benchmarks.planted_faults",
+        "",
+        f"{len(rows)} faults, {survivors} survived. Each test is part of the default suite and passes without the fault.",
+        "",
+        "| fault | test | result |",
+        "| --- | --- | --- |",
+        *rows,
+        "",
+        *surroundings("no GPU", "torch", "pytorch-lightning", "pytest"),
+        "",
+    ]
+    write_result("planted-faults", "\n".join(lines))
+    return survivors
+
+
+def copy_of_the_project(place: Path) -> Path:
+    """The tracked files, so that a fault never stands in the working tree."""
+    listed = subprocess.run(["git", "-C", str(HOME), "ls-files", "-z"], capture_output=True, text=True, check=True)
+    copy = place / "project"
+    for name in filter(None, listed.stdout.split("\0")):
+        if (HOME / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(HOME / name, copy / name)
+    return copy
+
+
+def plant_and_test(copy: Path, fault: Fault) -> bool:
+    """Whether the test fails with the fault. Raises: ValueError: the source has changed, so the fault does not fit."""
+    file = copy / fault.file
+    text = file.read_text(encoding="utf-8")
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.file} holds {text.count(fault.old)} times: {fault.old}")
+    file.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+    try:
+        # 1 is a failed test; any other code would be an error of the run itself.
+        return run_tests(copy, [fault.test]) == 1
+    finally:
+        file.write_text(text, encoding="utf-8")
+
+
+def run_tests(copy: Path, tests: list[str]) -> int:
+    """Returns: pytest's exit code."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode > 1:
+        print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
