@@ -192,7 +192,7 @@ def main() -> int:
         "",
         "    python -m benchmarks.planted_faults",
         "",
-        f"{len(rows)} faults, {survivors} survived. Each test is part of the default suite and passes without the fault.",
+        f"{len(rows)} faults, {survivors} survived. Each test is in the default suite and passes without the fault.",
         "",
         "| fault | test | result |",
         "| --- | --- | --- |",
