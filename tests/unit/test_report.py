@@ -181,6 +181,8 @@ def test_pictures_of_steps_are_one_album_and_what_is_too_large_is_named(run: Pat
     Image.new("L", (4, 4)).save(run / "confusion_val.png")
     Image.new("L", (4, 4)).save(run / "curves.png")
     (run / "large.png").write_bytes(b"0" * 9 * 2**20)
+    (run.parent / "outside.csv").write_text("secret\n1\n")
+    (run / "examples.csv").symlink_to(run.parent / "outside.csv")
     (run / "predictions.csv").write_text("text,label\n" + "hello,greeting\n" * 30)
     (run / "examples.jsonl").write_text("{not json\n")
     gallery = read_gallery(run)

@@ -13,6 +13,7 @@ import numpy as np
 from trainer.report.read import RunData
 
 ABSENT = "–"  # noqa: RUF001
+MAX_DIFFERENCES = 3  # of the configuration that a row of the table of runs names
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,13 @@ def config_rows(runs: Sequence[RunData]) -> list[ConfigRow]:
     keys = dict.fromkeys(key for values in flats for key in values)
     rows = [ConfigRow(key, tuple(values.get(key, ABSENT) for values in flats)) for key in keys]
     return sorted(rows, key=lambda row: not row.differs)
+
+
+def what_differs(rows: Sequence[ConfigRow], run: int) -> str:
+    """The first values in which one of the runs differs from the others, as they are typed."""
+    values = [f"{row.key}={row.values[run]}" for row in rows if row.differs]
+    rest = len(values) - MAX_DIFFERENCES
+    return ", ".join(values[:MAX_DIFFERENCES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def notes(run: RunData) -> list[str]:

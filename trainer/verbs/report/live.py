@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from trainer.report import facts
 from trainer.report.charts import build_charts
 from trainer.report.figures import updates
 from trainer.report.page import Live, render_report, signature, template
-from trainer.report.read import RunData, RunReader
+from trainer.report.read import RunData, RunReader, Stamps
 from trainer.run.files import METRICS_FILE, RECORD_FILE
 
 HOST = "127.0.0.1"
@@ -31,12 +32,18 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.readers: dict[str, RunReader] = {}
+        self.cached_rows: dict[str, tuple[Stamps, dict[str, Any]]] = {}
         self.lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Paths of the run directories, relative to the root. A link that leads out of the root is none."""
-        found = [path.parent for path in self.root.rglob(RECORD_FILE)]
-        return sorted(str(path.relative_to(self.root)) for path in found if path.resolve().is_relative_to(self.root))
+        """Paths of the run directories, relative to the root. Links are not followed: they may lead out of it."""
+        found = []
+        for folder, folders, files in os.walk(self.root):
+            if RECORD_FILE in files:
+                found.append(os.path.relpath(folder, self.root))
+                # A run holds no other runs, but it may hold thousands of files.
+                folders.clear()
+        return sorted(found)
 
     def read(self, names: Sequence[str]) -> list[RunData]:
         """Runs by name. Raises: KeyError: not one of `names()`. UserError: a damaged run."""
@@ -56,6 +63,12 @@ class Runs:
         return self.readers.setdefault(name, RunReader(self.root / name))
 
     def _row(self, name: str) -> dict[str, Any]:
+        stamps = self._reader(name).stamps()
+        if name not in self.cached_rows or self.cached_rows[name][0] != stamps:
+            self.cached_rows[name] = stamps, self._new_row(name)
+        return self.cached_rows[name][1]
+
+    def _new_row(self, name: str) -> dict[str, Any]:
         try:
             run = self._reader(name).read(name)
         except UserError as error:
