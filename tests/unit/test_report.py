@@ -25,7 +25,7 @@ from trainer.report.facts import ABSENT, config_rows, duration
 from trainer.report.metrics_reader import MetricsReader
 from trainer.report.pictures import read_gallery
 from trainer.report.read import RunReader, unique_labels
-from trainer.verbs.report.live import Server
+from trainer.verbs.report.live import Runs, Server
 
 
 @pytest.fixture
@@ -226,6 +226,20 @@ def test_a_running_run_and_a_torn_last_line_are_reported(tmp_path: Path) -> None
     page = (run / "report.html").read_text()
     assert "the last line of metrics.jsonl is incomplete" in page
     assert "no end recorded" in page
+
+
+@pytest.mark.parametrize("value", [None, "a word", [1], {}], ids=str)
+def test_a_record_without_facts_is_reported(value: object, tmp_path: Path) -> None:
+    """As of a run that was killed before it had built its model."""
+    parts = ("hardware", "versions", "git", "command", "start", "end", "cause")
+    attempts = [{**ATTEMPT, **dict.fromkeys(parts, value)}, {}]
+    config = dict.fromkeys(("task", "model", "data", "monitor"), value)
+    for name, given in (("a", attempts), ("b", [])):
+        write_run(tmp_path / name, config=config, attempts=given, data=value, model=value)
+    assert main(["report", f"run={tmp_path / 'a'}"]) == 0
+    runs = [f"run={tmp_path / name}" for name in "ab"]
+    assert main(["report", *runs, f"out={tmp_path / 'page.html'}"]) == 0
+    assert [row["task"] for row in Runs(tmp_path).rows()] == [ABSENT, ABSENT]
 
 
 def test_values_that_are_not_finite_are_counted(run: Path) -> None:

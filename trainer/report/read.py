@@ -36,7 +36,7 @@ class RunData:
     @property
     def monitor(self) -> tuple[str, bool]:
         """The metric that chooses the best weights, and whether larger is better."""
-        monitor = self.config.get("monitor") or {}
+        monitor = mapping_in(self.config, "monitor")
         return str(monitor.get("metric", "")), monitor.get("mode") == "max"
 
     @property
@@ -106,6 +106,12 @@ def read_config(run_dir: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"run={run_dir}: {CONFIG_FILE} is damaged (it holds no configuration)")
     return config
+
+
+def mapping_in(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A nested mapping; empty where a run has none."""
+    value = values.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def unique_labels(run_dirs: Sequence[Path]) -> list[str]:

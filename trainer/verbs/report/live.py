@@ -74,7 +74,7 @@ class Runs:
         except UserError as error:
             return {"run": name, "status": "damaged", "problem": error.lines[0]}
         chosen, loss = facts.best(run), facts.train_loss(run)
-        config = {group: (run.config.get(group) or {}).get("name") for group in ("task", "model", "data")}
+        config = {group: facts.group_name(run, group) for group in ("task", "model", "data")}
         return {
             "run": name,
             "status": run.record["status"],
