@@ -104,15 +104,27 @@ def test_a_reading_continues_where_the_last_one_ended(run: Path) -> None:
         np.testing.assert_array_equal(series.values, reader.series()[name].values)
 
 
-def test_a_file_replaced_by_a_resumed_run_is_read_from_its_start(run: Path) -> None:
+@pytest.mark.parametrize(("num_kept", "num_new"), [(10, 1), (110, 1000)], ids=["shorter", "longer"])
+def test_a_file_replaced_by_a_resumed_run_is_read_from_its_start(num_kept: int, num_new: int, run: Path) -> None:
     reader = MetricsReader(run)
     reader.refresh()
-    kept = (run / "metrics.jsonl").read_text().split("\n")[:10]
+    kept = (run / "metrics.jsonl").read_text().split("\n")[:num_kept]
     (run / "staged").write_text("".join(line + "\n" for line in kept))
     (run / "staged").replace(run / "metrics.jsonl")
-    append_line(run, step=11, **{"train/loss": 9.0})
+    for step in range(1000, 1000 + num_new):
+        append_line(run, step=step, **{"train/loss": 9.0})
     reader.refresh()
-    assert len(reader.series()["train/loss"].steps) == len([k for k in kept if "train/loss" in k]) + 1
+    series = reader.series()["train/loss"]
+    assert len(series.steps) == len([line for line in kept if "train/loss" in line]) + num_new
+    assert series.steps[-1] == 999 + num_new
+
+
+def test_a_damaged_line_is_named_at_every_reading(run: Path) -> None:
+    damaged_line(run)
+    reader = MetricsReader(run)
+    for _ in range(3):
+        with pytest.raises(UserError, match=r"line 4 of metrics\.jsonl is damaged"):
+            reader.refresh()
 
 
 def test_labels_are_as_short_as_they_can_be_and_unique() -> None:
@@ -460,7 +472,7 @@ def test_the_rows_of_the_table(server: Server) -> None:
 def test_points_are_sent_as_soon_as_they_are_written(server: Server) -> None:
     target = "/api/points?run=cnn/first"
     _, text, tag = request(server, target)
-    assert request(server, target, **{"If-None-Match": tag})[0] == 304
+    assert request(server, target, **{"If-None-Match": tag})[:2] == (304, "")
     append_line(server.runs.root / "cnn" / "first", **metrics_line(101))
     status, later, _ = request(server, target, **{"If-None-Match": tag})
     before, after = json.loads(text), json.loads(later)
