@@ -25,7 +25,7 @@ from trainer.report.facts import ABSENT, config_rows, duration
 from trainer.report.metrics_reader import MetricsReader
 from trainer.report.pictures import read_gallery
 from trainer.report.read import RunReader, unique_labels
-from trainer.verbs.report.live import Server
+from trainer.verbs.report.live import Runs, Server
 
 
 @pytest.fixture
@@ -104,15 +104,27 @@ def test_a_reading_continues_where_the_last_one_ended(run: Path) -> None:
         np.testing.assert_array_equal(series.values, reader.series()[name].values)
 
 
-def test_a_file_replaced_by_a_resumed_run_is_read_from_its_start(run: Path) -> None:
+@pytest.mark.parametrize(("num_kept", "num_new"), [(10, 1), (110, 1000)], ids=["shorter", "longer"])
+def test_a_file_replaced_by_a_resumed_run_is_read_from_its_start(num_kept: int, num_new: int, run: Path) -> None:
     reader = MetricsReader(run)
     reader.refresh()
-    kept = (run / "metrics.jsonl").read_text().split("\n")[:10]
+    kept = (run / "metrics.jsonl").read_text().split("\n")[:num_kept]
     (run / "staged").write_text("".join(line + "\n" for line in kept))
     (run / "staged").replace(run / "metrics.jsonl")
-    append_line(run, step=11, **{"train/loss": 9.0})
+    for step in range(1000, 1000 + num_new):
+        append_line(run, step=step, **{"train/loss": 9.0})
     reader.refresh()
-    assert len(reader.series()["train/loss"].steps) == len([k for k in kept if "train/loss" in k]) + 1
+    series = reader.series()["train/loss"]
+    assert len(series.steps) == len([line for line in kept if "train/loss" in line]) + num_new
+    assert series.steps[-1] == 999 + num_new
+
+
+def test_a_damaged_line_is_named_at_every_reading(run: Path) -> None:
+    damaged_line(run)
+    reader = MetricsReader(run)
+    for _ in range(3):
+        with pytest.raises(UserError, match=r"line 4 of metrics\.jsonl is damaged"):
+            reader.refresh()
 
 
 def test_labels_are_as_short_as_they_can_be_and_unique() -> None:
@@ -181,6 +193,8 @@ def test_pictures_of_steps_are_one_album_and_what_is_too_large_is_named(run: Pat
     Image.new("L", (4, 4)).save(run / "confusion_val.png")
     Image.new("L", (4, 4)).save(run / "curves.png")
     (run / "large.png").write_bytes(b"0" * 9 * 2**20)
+    (run.parent / "outside.csv").write_text("secret\n1\n")
+    (run / "examples.csv").symlink_to(run.parent / "outside.csv")
     (run / "predictions.csv").write_text("text,label\n" + "hello,greeting\n" * 30)
     (run / "examples.jsonl").write_text("{not json\n")
     gallery = read_gallery(run)
@@ -224,6 +238,20 @@ def test_a_running_run_and_a_torn_last_line_are_reported(tmp_path: Path) -> None
     page = (run / "report.html").read_text()
     assert "the last line of metrics.jsonl is incomplete" in page
     assert "no end recorded" in page
+
+
+@pytest.mark.parametrize("value", [None, "a word", [1], {}], ids=str)
+def test_a_record_without_facts_is_reported(value: object, tmp_path: Path) -> None:
+    """As of a run that was killed before it had built its model."""
+    parts = ("hardware", "versions", "git", "command", "start", "end", "cause")
+    attempts = [{**ATTEMPT, **dict.fromkeys(parts, value)}, {}]
+    config = dict.fromkeys(("task", "model", "data", "monitor"), value)
+    for name, given in (("a", attempts), ("b", [])):
+        write_run(tmp_path / name, config=config, attempts=given, data=value, model=value)
+    assert main(["report", f"run={tmp_path / 'a'}"]) == 0
+    runs = [f"run={tmp_path / name}" for name in "ab"]
+    assert main(["report", *runs, f"out={tmp_path / 'page.html'}"]) == 0
+    assert [row["task"] for row in Runs(tmp_path).rows()] == [ABSENT, ABSENT]
 
 
 def test_values_that_are_not_finite_are_counted(run: Path) -> None:
@@ -444,7 +472,7 @@ def test_the_rows_of_the_table(server: Server) -> None:
 def test_points_are_sent_as_soon_as_they_are_written(server: Server) -> None:
     target = "/api/points?run=cnn/first"
     _, text, tag = request(server, target)
-    assert request(server, target, **{"If-None-Match": tag})[0] == 304
+    assert request(server, target, **{"If-None-Match": tag})[:2] == (304, "")
     append_line(server.runs.root / "cnn" / "first", **metrics_line(101))
     status, later, _ = request(server, target, **{"If-None-Match": tag})
     before, after = json.loads(text), json.loads(later)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from trainer.report.read import RunData
+from trainer.report.read import RunData, mapping_in
 
 ABSENT = "–"  # noqa: RUF001
+MAX_DIFFERENCES = 3  # of the configuration that a row of the table of runs names
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,18 @@ def elapsed_s(run: RunData) -> float:
 
 def num_parameters(run: RunData) -> int | None:
     """Parameters of all networks."""
-    counts = (run.record.get("model") or {}).get("num_parameters")
-    return sum(counts.values()) if isinstance(counts, dict) else None
+    counts = mapping_in(mapping_in(run.record, "model"), "num_parameters").values()
+    return sum(counts) if counts and all(isinstance(count, int) for count in counts) else None
+
+
+def group_name(run: RunData, group: str) -> str:
+    """Which member of a configuration group the run uses."""
+    return str(mapping_in(run.config, group).get("name", ABSENT))
+
+
+def recorded(run: RunData, part: str) -> dict[str, str]:
+    """What the record says about the data or the model, as dotted keys."""
+    return flat(mapping_in(run.record, part))
 
 
 def key_figures(run: RunData) -> list[Figure]:
@@ -139,7 +150,7 @@ def key_figures(run: RunData) -> list[Figure]:
         figures.append(Figure("MFU", f"{mfu:.1%}", "median"))
     parameters = num_parameters(run)
     if parameters is not None:
-        figures.append(Figure("parameters", f"{parameters:,}", str((run.config.get("model") or {}).get("name", ""))))
+        figures.append(Figure("parameters", f"{parameters:,}", group_name(run, "model")))
     attempts = len(run.attempts)
     if elapsed_s(run):
         note = "1 attempt" if attempts == 1 else f"{attempts} attempts"
@@ -193,7 +204,7 @@ def environment_rows(run: RunData) -> list[tuple[str, str]]:
     if not run.attempts:
         return []
     attempt = run.attempts[-1]
-    hardware, git = attempt.get("hardware") or {}, attempt.get("git") or {}
+    hardware, git = mapping_in(attempt, "hardware"), mapping_in(attempt, "git")
     rows = [
         ("processor", f"{hardware.get('cpu', ABSENT)}, {hardware.get('num_cores', ABSENT)} cores"),
         ("GPUs", ", ".join(map(str, hardware.get("gpus") or [])) or "none"),
@@ -201,7 +212,7 @@ def environment_rows(run: RunData) -> list[tuple[str, str]]:
     ]
     if git:
         rows.append(("commit", str(git.get("sha")) + (", with uncommitted changes" if git.get("diff") else "")))
-    return rows + [(name, str(version or "not installed")) for name, version in (attempt.get("versions") or {}).items()]
+    return rows + [(name, str(version or "not installed")) for name, version in mapping_in(attempt, "versions").items()]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -221,6 +232,13 @@ def config_rows(runs: Sequence[RunData]) -> list[ConfigRow]:
     keys = dict.fromkeys(key for values in flats for key in values)
     rows = [ConfigRow(key, tuple(values.get(key, ABSENT) for values in flats)) for key in keys]
     return sorted(rows, key=lambda row: not row.differs)
+
+
+def what_differs(rows: Sequence[ConfigRow], run: int) -> str:
+    """The first values in which one of the runs differs from the others, as they are typed."""
+    values = [f"{row.key}={row.values[run]}" for row in rows if row.differs]
+    rest = len(values) - MAX_DIFFERENCES
+    return ", ".join(values[:MAX_DIFFERENCES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def notes(run: RunData) -> list[str]:

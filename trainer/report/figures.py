@@ -32,7 +32,8 @@ from bokeh.resources import Resources
 from trainer.report.charts import Chart, Line
 
 HEIGHT_PX = 240
-MAX_MARKED_POINTS = 60
+# Points are marked where a reader can tell them apart.
+MAX_MARKED_POINTS, MAX_MARKED_LINES = 60, 12
 # Readable on white and on black; the first ones also with a colour vision deficiency (Okabe and Ito).
 COLORS = (
     "#0a84d0", "#e07b00", "#12a07a", "#cc5c9e", "#b0455f", "#7d66d9", "#8a8f00", "#1aa6b8", "#c2571a", "#6b8e23",
@@ -128,10 +129,11 @@ def _draw(plot: Plot, chart: Chart, line: Line, source: ColumnDataSource, color:
         return plot.add_glyph(source, LineGlyph(x="x", y="top", line_color=color), name=name, **PLAIN)
     glyph = LineGlyph(x="x", y="y", line_color=color, line_dash=dash, line_width=1.6)
     drawn = plot.add_glyph(source, glyph, name=name, **PLAIN)
-    if len(line.steps) > MAX_MARKED_POINTS:
+    is_short = len(line.steps) < 3
+    if not is_short and (len(line.steps) > MAX_MARKED_POINTS or len(chart.lines) > MAX_MARKED_LINES):
         return drawn
     # A single point, as of a test set, has no line.
-    marker = Scatter(x="x", y="y", size=6 if len(line.steps) < 3 else 4, fill_color=color, line_color=color)
+    marker = Scatter(x="x", y="y", size=6 if is_short else 4, fill_color=color, line_color=color)
     return plot.add_glyph(source, marker, name=name, **PLAIN)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ class MetricsReader:
         """
         try:
             with self.path.open("rb") as file:
-                state = self.path.stat()
+                state = os.fstat(file.fileno())
                 if state.st_ino != self.inode or state.st_size < self.offset:
                     self._restart()
                     self.inode = state.st_ino
@@ -65,13 +66,13 @@ class MetricsReader:
         for line in lines:
             self._add(line)
             self.offset += len(line) + 1
+            self.num_lines += 1
 
     def _add(self, line: bytes) -> None:
-        self.num_lines += 1
         values = _parsed(line)
         if values is None:
             raise UserError(
-                f"run={self.run_dir}: line {self.num_lines} of {METRICS_FILE} is damaged",
+                f"run={self.run_dir}: line {self.num_lines + 1} of {METRICS_FILE} is damaged",
                 "remove this line to report the others",
             )
         step = self.last_step = values["step"]

@@ -145,12 +145,11 @@ def _legend(chart: Chart, runs: Sequence[RunData]) -> list[Mapping[str, Any]]:
     entries: dict[str, Mapping[str, Any]] = {}
     for number, line in enumerate(chart.lines):
         by_line = len(runs) == 1 or chart.stacked
-        text = line_label(chart, number, runs) if by_line else line.part
+        text = line_label(chart, number, runs) if by_line else line.part or chart.title
         color = color_of(chart, line, len(runs)) if by_line else "currentColor"
-        if text and (text != chart.title):
-            entries.setdefault(
-                text, {"part": line.part, "text": text, "color": color, "dash": dash_of(chart, line, len(runs))}
-            )
+        if chart.parts != ("",):
+            dash = dash_of(chart, line, len(runs))
+            entries.setdefault(text, {"part": line.part, "text": text, "color": color, "dash": dash})
     return list(entries.values())
 
 

@@ -88,7 +88,7 @@ def _found(run_dir: Path) -> tuple[list[Path], dict[str, list[tuple[str, Path]]]
     for folder in FOLDERS:
         for path in sorted((run_dir / folder).glob("*")):
             # The page draws the curves itself.
-            if path.suffix.lower() not in TYPES or path.name == CURVES_FILE or not path.is_file():
+            if path.suffix.lower() not in TYPES or path.name == CURVES_FILE or not _is_own(path):
                 continue
             match = OF_A_STEP.match(path.stem)
             if match is None:
@@ -97,6 +97,11 @@ def _found(run_dir: Path) -> tuple[list[Path], dict[str, list[tuple[str, Path]]]
                 title = match["series"] or ("samples" if folder == "." else folder)
                 series.setdefault(title, []).append((f"step {int(match['step']):,}", path))
     return singles, series
+
+
+def _is_own(path: Path) -> bool:
+    """Whether this is a file of the run: a link may lead to any file of the machine."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _evenly(items: Sequence[Any], count: int) -> list[Any]:
@@ -117,7 +122,7 @@ def _tables(run_dir: Path) -> list[Path]:
         for folder in FOLDERS
         for pattern in TABLES
         for path in sorted((run_dir / folder).glob(pattern))
-        if path.is_file()
+        if _is_own(path)
     ]
 
 

@@ -11,8 +11,10 @@ import yaml
 
 from trainer.errors import UserError
 from trainer.report.metrics_reader import MetricsReader, Series
-from trainer.run.files import CONFIG_FILE, RECORD_FILE
+from trainer.run.files import CONFIG_FILE, METRICS_FILE, RECORD_FILE
 from trainer.run.record import Record
+
+Stamps = tuple[tuple[int, int, int] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class RunData:
     @property
     def monitor(self) -> tuple[str, bool]:
         """The metric that chooses the best weights, and whether larger is better."""
-        monitor = self.config.get("monitor") or {}
+        monitor = mapping_in(self.config, "monitor")
         return str(monitor.get("metric", "")), monitor.get("mode") == "max"
 
     @property
@@ -44,24 +46,39 @@ class RunData:
 
 
 class RunReader:
-    """Reads one run directory again and again; a second reading costs only what was added."""
+    """Reads one run directory again and again; a second reading costs only what has changed."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.metrics = run_dir, MetricsReader(run_dir)
+        self.described: tuple[Stamps, Mapping[str, Any], Mapping[str, Any]] | None = None
+
+    def stamps(self) -> Stamps:
+        """What changes with any of the files: inode, size and time of each, None for one that is missing."""
+        return tuple(_stamp(self.run_dir / name) for name in (RECORD_FILE, CONFIG_FILE, METRICS_FILE))
 
     def read(self, label: str | None = None) -> RunData:
         """The run as it stands. Raises: UserError: this is no run directory, or one of its files is damaged."""
-        record, config = read_record(self.run_dir), read_config(self.run_dir)
+        stamps = self.stamps()[:2]
+        if self.described is None or self.described[0] != stamps:
+            self.described = (stamps, read_record(self.run_dir), read_config(self.run_dir))
         self.metrics.refresh()
         return RunData(
             directory=self.run_dir,
             label=label or self.run_dir.resolve().name,
-            record=record,
-            config=config,
+            record=self.described[1],
+            config=self.described[2],
             series=self.metrics.series(),
             last_step=self.metrics.last_step,
             has_torn_line=self.metrics.has_torn_line,
         )
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def read_record(run_dir: Path) -> Mapping[str, Any]:
@@ -89,6 +106,12 @@ def read_config(run_dir: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"run={run_dir}: {CONFIG_FILE} is damaged (it holds no configuration)")
     return config
+
+
+def mapping_in(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A nested mapping; empty where a run has none."""
+    value = values.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def unique_labels(run_dirs: Sequence[Path]) -> list[str]:

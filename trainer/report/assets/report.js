@@ -121,11 +121,11 @@ function removePictures() {
 }
 window.addEventListener("beforeprint", addPictures);
 window.addEventListener("afterprint", removePictures);
-// What is below the fold is drawn when there is nothing else to do: printing cannot wait for it.
-const idle = () => new Promise((then) => requestIdleCallback(then));
+// What is below the fold is drawn after what is in the window, a chart at a time: printing cannot wait for it.
+const pause = (delayMs) => new Promise((then) => setTimeout(then, delayMs));
 window.addEventListener("load", async () => {
   for (const element of plots) {
-    await idle();
+    await pause(0);
     await drawPlot(element);
   }
 });
@@ -162,7 +162,7 @@ async function poll(live) {
       if (!(problem instanceof TypeError)) throw problem;
       badge.classList.add("lost");  // the server is gone; it may come back
     }
-    await new Promise((then) => setTimeout(then, 500));
+    await pause(500);
   }
 }
 if (data.live !== null) drawAll().then(() => poll(data.live));

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +20,7 @@ from trainer.report import facts
 from trainer.report.charts import build_charts
 from trainer.report.figures import updates
 from trainer.report.page import Live, render_report, signature, template
-from trainer.report.read import RunData, RunReader
+from trainer.report.read import RunData, RunReader, Stamps
 from trainer.run.files import METRICS_FILE, RECORD_FILE
 
 HOST = "127.0.0.1"
@@ -31,20 +33,31 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.readers: dict[str, RunReader] = {}
+        self.cached_rows: dict[str, tuple[Stamps, dict[str, Any]]] = {}
         self.lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Paths of the run directories, relative to the root. A link that leads out of the root is none."""
-        found = [path.parent for path in self.root.rglob(RECORD_FILE)]
-        return sorted(str(path.relative_to(self.root)) for path in found if path.resolve().is_relative_to(self.root))
+        """Paths of the run directories, relative to the root. Links are not followed: they may lead out of it."""
+        found = []
+        for folder, folders, files in os.walk(self.root):
+            if RECORD_FILE in files:
+                found.append(os.path.relpath(folder, self.root))
+                # A run holds no other runs, but it may hold thousands of files.
+                folders.clear()
+        return sorted(found)
 
-    def read(self, names: Sequence[str]) -> list[RunData]:
-        """Runs by name. Raises: KeyError: not one of `names()`. UserError: a damaged run."""
+    def version(self, names: Sequence[str]) -> str:
+        """What changes with any file of these runs. Raises: KeyError: not one of `names()`."""
         with self.lock:
             known = set(self.names())
             for name in names:
                 if name not in known:
                     raise KeyError(name)
+            return _tag(repr([(name, self._reader(name).stamps()) for name in names]))
+
+    def read(self, names: Sequence[str]) -> list[RunData]:
+        """Runs by a name that `version` has found. Raises: UserError: a damaged run."""
+        with self.lock:
             return [self._reader(name).read(name) for name in names]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -56,12 +69,18 @@ class Runs:
         return self.readers.setdefault(name, RunReader(self.root / name))
 
     def _row(self, name: str) -> dict[str, Any]:
+        stamps = self._reader(name).stamps()
+        if name not in self.cached_rows or self.cached_rows[name][0] != stamps:
+            self.cached_rows[name] = stamps, self._new_row(name)
+        return self.cached_rows[name][1]
+
+    def _new_row(self, name: str) -> dict[str, Any]:
         try:
             run = self._reader(name).read(name)
         except UserError as error:
             return {"run": name, "status": "damaged", "problem": error.lines[0]}
         chosen, loss = facts.best(run), facts.train_loss(run)
-        config = {group: (run.config.get(group) or {}).get("name") for group in ("task", "model", "data")}
+        config = {group: facts.group_name(run, group) for group in ("task", "model", "data")}
         return {
             "run": name,
             "status": run.record["status"],
@@ -89,24 +108,34 @@ def _written(run_dir: Path) -> float:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request gets."""
+    """What a request gets. tag: of this version of a page that is asked for again and again."""
 
     status: HTTPStatus
     content_type: str
     text: str
+    tag: str = ""
 
 
-def answer(runs: Runs, target: str) -> Answer:
-    """The answer to a GET. Args: target: path and query as in the request line."""
+def _tag(text: str) -> str:
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:16]}"'
+
+
+def answer(runs: Runs, target: str, held: str = "") -> Answer:
+    """The answer to a GET. Args: target: path and query as in the request line. held: the browser's last tag."""
     url = urlsplit(target)
     names = parse_qs(url.query).get("run", [])
     if url.path == "/":
         return Answer(HTTPStatus.OK, HTML, template("runs.html").render(root=str(runs.root)))
     if url.path == "/api/runs":
-        return Answer(HTTPStatus.OK, JSON, json.dumps(runs.rows()))
+        rows = json.dumps(runs.rows())
+        tag = _tag(rows)
+        return Answer(HTTPStatus.NOT_MODIFIED if tag == held else HTTPStatus.OK, JSON, rows, tag)
     if url.path not in ("/report", "/api/points") or not names:
         return Answer(HTTPStatus.NOT_FOUND, "text/plain", "no such page")
     try:
+        tag = runs.version(names)
+        if tag == held:
+            return Answer(HTTPStatus.NOT_MODIFIED, JSON, "", tag)
         found = runs.read(names)
     except KeyError as error:
         return Answer(HTTPStatus.NOT_FOUND, "text/plain", f"no such run: {error.args[0]}")
@@ -123,7 +152,7 @@ def answer(runs: Runs, target: str) -> Answer:
         "charts": updates(charts),
         "figures": [vars(figure) for figure in facts.key_figures(found[0])] if len(found) == 1 else [],
     }
-    return Answer(HTTPStatus.OK, JSON, json.dumps(points))
+    return Answer(HTTPStatus.OK, JSON, json.dumps(points), tag)
 
 
 class Server(ThreadingHTTPServer):
@@ -148,29 +177,27 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer, or say that nothing has changed since the answer that the browser holds."""
+        """Answer a browser on this machine."""
         # Another site can make its own name point to 127.0.0.1 and read the answers, but its name is then the host.
         if self.headers.get("Host") not in {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}:
             self._send(Answer(HTTPStatus.FORBIDDEN, "text/plain", "wrong host"))
             return
-        found = answer(self.server.runs, self.path)
-        tag = f'"{hashlib.sha256(found.text.encode()).hexdigest()[:16]}"'
-        if found.status == HTTPStatus.OK and self.headers.get("If-None-Match") == tag:
-            found = Answer(HTTPStatus.NOT_MODIFIED, found.content_type, "")
-        self._send(found, tag)
+        self._send(answer(self.server.runs, self.path, self.headers.get("If-None-Match", "")))
 
-    def _send(self, found: Answer, tag: str | None = None) -> None:
-        content = found.text.encode()
+    def _send(self, found: Answer) -> None:
+        content = b"" if found.status == HTTPStatus.NOT_MODIFIED else found.text.encode()
         self.send_response(found.status)
-        if tag:
-            self.send_header("ETag", tag)
+        if found.tag:
+            self.send_header("ETag", found.tag)
         self.send_header("Content-Type", found.content_type)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Frame-Options", "DENY")
-        self.end_headers()
-        self.wfile.write(content)
+        # A browser may close its page at any time.
+        with suppress(ConnectionError):
+            self.end_headers()
+            self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not printed: an open page asks twice a second."""
