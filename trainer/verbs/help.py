@@ -190,6 +190,18 @@ Arguments:
 DIR/model.safetensors, which holds the final weights of the run, is never overwritten.""",
         [f"convert run={RUN} checkpoint=last", f"convert checkpoint={RUN}/checkpoints/last out=last.safetensors"],
     ),
+    "report": VerbHelp(
+        "write one HTML page about a run, or about several compared",
+        "report run=DIR [run=DIR ...] [out=FILE]   or   report --serve [root=DIR] [port=N]",
+        """\
+Arguments:
+  run=DIR              a run's directory; several are compared
+  out=FILE             the page; without it DIR/report.html, or comparison.html for several runs
+  --serve              serve a table of all runs and their pages on 127.0.0.1, updated while runs train
+  root=DIR             with --serve: the directory of runs, outputs by default
+  port=N               with --serve: the port; 0, the default, takes a free one""",
+        [f"report run={RUN}", "report --serve root=outputs"],
+    ),
     "completion": VerbHelp(
         "print a script that completes verbs, groups and keys in bash",
         'completion   as in   eval "$(trainer completion)"',
