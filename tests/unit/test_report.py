@@ -392,6 +392,9 @@ def test_a_failure_at_the_end_of_a_run_is_logged_and_ends_nothing(
 ) -> None:
     from trainer.report.page import write_final_report
 
+    write_final_report(write_run(tmp_path / "run"))
+    assert (tmp_path / "run" / "report.html").exists()
+    assert caplog.text == ""
     write_final_report(tmp_path / "missing")
     assert "no report.html" in caplog.text
     with pytest.raises(UserError):
