@@ -1,4 +1,4 @@
-"""What two runs of one experiment have in common, whoever started their ranks."""
+"""What two runs of one experiment have in common, however their ranks were started."""
 
 import json
 from dataclasses import dataclass

@@ -61,6 +61,9 @@ def test_the_default_run_has_the_directory_that_the_readme_shows(command_line: C
     assert done.returncode == 0, done.stderr
     (accuracy,) = re.findall(r"val/accuracy\s*\W\s*([\d.]+)", done.stdout)
     assert float(accuracy) >= 0.95
+    done = command_line("report", f"run={RUN}")
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.html").exists()
 
 
 def test_every_command_is_known_to_these_tests() -> None:
