@@ -12,14 +12,14 @@ NEEDED = ("hydra", "omegaconf", "pydantic", "rich", "torch", "pytorch_lightning"
 
 def script() -> NoReturn:
     """The console script."""
-    problem = wrong_interpreter()
-    if problem is not None:
-        print(problem, file=sys.stderr)
-        sys.exit(2)
     from trainer.faults.exit import run_and_exit
 
     def main() -> int:
         # Within run_and_exit, so that Ctrl-C during imports prints no traceback.
+        problem = wrong_interpreter()
+        if problem is not None:
+            print(problem, file=sys.stderr)
+            return 2
         from trainer.cli import main
 
         return main()

@@ -120,4 +120,5 @@ def test_predict_names_the_arguments_of_a_run(tmp_path: Path, capsys: pytest.Cap
     assert main([*SPIRALS_WORDS, "--cfg", "job"]) == 0
     (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
     page = printed(capsys, "predict", f"run={tmp_path}", f"plugins=[{SPIRALS}]", "--help")
-    assert "A run of task=spirals has no predict." in page
+    assert "Arguments for a run of task=spirals:" in page
+    assert "task=bert" not in page

@@ -26,7 +26,9 @@ def test_an_error_is_raised_where_the_item_was_due(depth: int) -> None:
 
 
 def test_leaving_early_ends_the_thread() -> None:
+    before = set(threading.enumerate())
     batches = prefetch(range(1000), 2)
     assert next(batches) == 0
+    assert len(set(threading.enumerate()) - before) == 1
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert set(threading.enumerate()) <= before

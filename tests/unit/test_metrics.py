@@ -37,6 +37,7 @@ def test_throughput_is_that_of_a_known_clock(monkeypatch: pytest.MonkeyPatch) ->
     module.last_lrs = {"model": 0.1}
     recorder = Recorder()
     trainer: Any = SimpleNamespace(loggers=[recorder], world_size=2, current_epoch=0, global_step=0, datamodule=None)
+    trainer.strategy = SimpleNamespace(root_device=torch.device("cuda", 0))
     metrics = TrainingMetrics(2, "bf16-mixed")
     metrics.on_train_start(trainer, module)
     batch: Any = StepBatch([], NUM_SAMPLES)

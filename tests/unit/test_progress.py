@@ -23,7 +23,7 @@ def test_each_epoch_prints_its_mean_training_loss(in_directory: Path, capsys: py
     for number, (*_, loss, rest) in enumerate(lines):
         of_epoch = losses[16 * number : 16 * (number + 1)]
         assert float(loss) == pytest.approx((sum(of_epoch[:15]) * 32 + of_epoch[15] * 20) / 500, abs=1e-4)
-        assert ("val/accuracy" in rest) == (number == 1)
+        assert ("val/accuracy" in rest) == (number > 0)
 
 
 def test_the_bar_ends_at_the_last_epoch(

@@ -20,10 +20,12 @@ def find_checkpoint(name: str, run_dir: Path | None = None) -> Path:
     if not path.exists():
         raise UserError(f"checkpoint={path}: no such file or directory")
     checkpoint = path.parent if path.name == STATE_FILE and (path.parent / MANIFEST_FILE).exists() else path
+    # `best` and `last` are links, and a checkpoint's name is part of what is verified.
+    checkpoint = checkpoint.resolve()
     damage = find_damage(checkpoint) if checkpoint.is_dir() else None
     if damage is not None:
         raise UserError(f"checkpoint={checkpoint}: damaged ({damage})", "choose another checkpoint of the run")
-    return checkpoint.resolve()
+    return checkpoint
 
 
 def weights_file(checkpoint: Path) -> Path:

@@ -112,7 +112,7 @@ class TrainingMetrics(pl.Callback):
         self.clock.reset(state["elapsed_s"])
         self.waited_before_s = _data_wait_s(trainer) - state["waited_s"]
         if self.num_steps:
-            sums = torch.tensor(state["sums"], dtype=torch.float64)
+            sums = torch.tensor(state["sums"], dtype=torch.float64, device=trainer.strategy.root_device)
             if len(sums) == trainer.world_size:
                 self.sums = sums[trainer.global_rank]
             else:
@@ -123,7 +123,7 @@ class TrainingMetrics(pl.Callback):
         if self.sums is None:
             return
         device = trainer.strategy.root_device
-        totals = dict(zip(self.names, all_reduce_sum(self.sums.to(device)).tolist(), strict=True))
+        totals = dict(zip(self.names, all_reduce_sum(self.sums).tolist(), strict=True))
         # tolist() has waited for the device, so the time below covers the steps' computation.
         elapsed_s = self.clock.read_s()
         metrics = {f"train/{n}": v / self.num_samples for n, v in totals.items() if not n.startswith(RATE_PREFIX)}

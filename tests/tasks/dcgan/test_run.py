@@ -198,7 +198,7 @@ def test_rank_0_decides_whether_a_grid_is_missing(
     missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another rank sees the opposite, as on a stale network file system; drawing a grid is collective."""
-    monkeypatch.setattr("tasks.dcgan.samples.from_rank_zero", lambda function: missing)
+    monkeypatch.setattr("tasks.dcgan.samples.decide_on_rank_0", lambda function: missing)
     if missing:
         save_grid(torch.zeros(2, 1, 32, 32, dtype=torch.uint8), tmp_path / "samples" / "step-00000000.png")
     drawn: list[int] = []

@@ -79,8 +79,8 @@ def _build(staging: Path, shape: tuple[int, ...], decode: Callable[[np.ndarray],
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
-    """SHA-256 of pixels (N, C, H, W) uint8, contiguous."""
-    return hashlib.sha256(pixels.data).hexdigest()
+    """SHA-256 of pixels (N, C, H, W) uint8."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
 def moments(pixels: np.ndarray) -> np.ndarray:
