@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NoReturn
 
 OLDEST_PYTHON = (3, 11)
-# Enough to tell this environment from another interpreter, which has none of them or only some.
-NEEDED = ("hydra", "omegaconf", "pydantic", "rich", "torch", "pytorch_lightning")
+# Imported by every command; another interpreter has none of them, or only some.
+NEEDED = ("hydra", "omegaconf", "pydantic", "rich")
 
 
 def script() -> NoReturn:

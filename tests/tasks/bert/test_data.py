@@ -364,7 +364,7 @@ def test_values_that_contradict_each_other_are_named(words, capsys):
     message = refused(capsys, words, "task.kind=regression", "task.class_weights=balanced")
     assert "task.class_weights=balanced: a score has no classes" in message
     accuracy = refused(capsys, words, "task.kind=regression", "monitor.metric=val/accuracy")
-    assert "monitor.metric=val/accuracy: not measured at task.kind=regression" in accuracy
+    assert "monitor.metric=val/accuracy: not measured with task.kind=regression" in accuracy
     assert "needs task.freeze_embeddings=true" in refused(capsys, words, "task.freeze_layers=1")
     both = ["task.freeze_embeddings=true", "task.freeze_layers=3", "model.num_layers=2"]
     assert "the model has 2 layers" in refused(capsys, words, *both)
