@@ -19,6 +19,9 @@ from trainer.cli import main
 from trainer.run.files import STATE_FILE
 from trainer.run.metrics_file import read_metrics
 
+# Four starts of two ranks.
+pytestmark = pytest.mark.slow
+
 WORDS = [
     f"plugins=[{SPIRALS},{REPOSITORY / 'tests' / 'fixtures' / 'normalised'}]",
     "task=spirals",
@@ -81,7 +84,6 @@ def test_a_stop_by_signal_changes_nothing_without_synchronisation(command_line: 
     assert lines[0] == lines[1]
 
 
-@pytest.mark.slow
 def test_resnet_is_synchronised(command_line: CommandLine, tmp_path: Path) -> None:
     words = ["task=cnn", "model=resnet18", "logger=none", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
              "run.name=run", "trainer.max_steps=2", "optimizer=sgd", "trainer.limit_val_batches=0"]  # fmt: skip
