@@ -113,6 +113,6 @@ def test_a_cut_link_ends_both_sides_and_the_same_command_resumes(hosts: tuple[Ho
     sides = [host.start(tmp_path, *words) for host in hosts]
     outputs = [side.communicate(timeout=120)[0] for side in sides]
     assert [side.returncode for side in sides] == [0, 0], "\n".join(outputs)
-    assert f"resuming after {checkpoint.name}" in outputs[0] + outputs[1]
+    assert f"resuming from {checkpoint.name}" in outputs[0] + outputs[1]
     steps = [line["step"] for line in read_metrics(run) if "train/loss" in line]
     assert steps == list(range(10, 4001, 10)), f"after {saved}"
