@@ -75,7 +75,8 @@ def test_a_job_saves_before_its_time_limit_and_continues_when_requeued(cluster: 
     record = record_of(tmp_path)
     assert record["status"] == "finished"
     assert len(record["attempts"]) >= 2
-    assert {attempt["cause"].split(" after")[0] for attempt in record["attempts"][:-1]} == {"on request"}
+    # On a busy machine the limit may also come before the first step of an attempt.
+    assert all(attempt["cause"].startswith("on request") for attempt in record["attempts"][:-1])
     assert record["wandb_id"] == first["wandb_id"]
     runs = list((tmp_path / "outputs" / "watched" / "watched" / "wandb").glob("offline-run-*"))
     assert len(runs) >= 2
