@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+# Characters of a value in a message: long enough that the path of a file is not cut.
+MAX_SHOWN = 240
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USER = 2
@@ -53,7 +55,7 @@ class ConfigError(UserError):
 def shown(value: object) -> str:
     """A value as the user would type it, cut to a length that fits a line."""
     text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_constant(value) else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 def _is_constant(value: object) -> bool:
