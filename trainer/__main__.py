@@ -15,7 +15,7 @@ def script() -> NoReturn:
     from trainer.faults.exit import run_and_exit
 
     def main() -> int:
-        # Within run_and_exit, so that Ctrl-C during imports prints no traceback.
+        """Import and run the command within run_and_exit, so that Ctrl-C during imports prints no traceback."""
         problem = wrong_interpreter()
         if problem is not None:
             print(problem, file=sys.stderr)
