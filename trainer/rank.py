@@ -16,6 +16,7 @@ from pathlib import Path
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_USER, UserError
 from trainer.faults.exit import end_with_parent, run_and_exit
 from trainer.faults.signals import stop_before_training
+from trainer.launch.error_file import record_error
 from trainer.launch.process_group import process_group
 from trainer.launch.rank_logs import set_up_rank_logs
 from trainer.verbs.prepare import PreparedRun, prepare, take_options
@@ -29,8 +30,7 @@ def main() -> int:
     verb, *arguments = sys.argv[1:]
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    handler = get_error_handler()
-    handler.initialize()
+    get_error_handler().initialize()
     try:
         if verb == "join":
             from trainer.verbs.fit import fit_joined
@@ -40,12 +40,12 @@ def main() -> int:
         return _on_rank(verb, Path(arguments[0]), arguments[1:])
     except UserError as error:
         # The parent prints it once for all ranks.
-        handler.record_exception(error)
+        record_error(error)
         return EXIT_USER
     except Exception as error:
         # To the log, not to the terminal: the parent prints the first failure of all ranks.
         logging.getLogger("trainer").exception("this rank failed")
-        handler.record_exception(error)
+        record_error(error)
         return EXIT_BUG
 
 

@@ -14,6 +14,7 @@ from trainer.collectives import all_gather_json, decide_on_rank_0
 from trainer.config.schema import Config
 from trainer.errors import EXIT_STOPPED, UserError
 from trainer.faults.signals import remove_stop_file, stop_requested
+from trainer.launch.error_file import record_error
 from trainer.run.directory import Run, open_run
 from trainer.world import World
 
@@ -23,8 +24,7 @@ def reported_to_agent(world: World) -> Iterator[None]:
     """Write a failure to the file that torch's elastic agent reads; after a stop request it counts as stopped."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    handler = get_error_handler()
-    handler.initialize()
+    get_error_handler().initialize()
     if world.launcher == "torchrun":
         # Left by earlier ranks, which stopped because a node joined or left.
         remove_stop_file()
@@ -33,7 +33,7 @@ def reported_to_agent(world: World) -> Iterator[None]:
     except Exception as error:
         if stop_requested():
             sys.exit(EXIT_STOPPED)
-        handler.record_exception(error)
+        record_error(error)
         raise
 
 

@@ -22,6 +22,7 @@ from trainer.errors import EXIT_BUG, EXIT_DONE, UserError, counted
 from trainer.faults.exit import end_with_parent, run_and_exit
 from trainer.launch.agent import RankFailure, run_agent
 from trainer.launch.discover import joined_world
+from trainer.launch.error_file import record_error
 from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND
 from trainer.launch.process_group import process_group
 from trainer.run.stored_config import read_stored_config
@@ -70,8 +71,7 @@ def be_rank(folder: Path, accelerator: Any, plugins: Sequence[str]) -> int:
     end_with_parent(signal.SIGKILL)
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    handler = get_error_handler()
-    handler.initialize()
+    get_error_handler().initialize()
     try:
         config = read_stored_config(folder, plugins).config
         world = joined_world(accelerator, config.launch)
@@ -80,7 +80,7 @@ def be_rank(folder: Path, accelerator: Any, plugins: Sequence[str]) -> int:
             world = replace(world, launcher="elastic")
         result = measure(replace(config, launch=replace(config.launch, timeout_s=GROUP_TIMEOUT_S)), world)
     except Exception as error:  # noqa: BLE001 - the process that started the ranks reports the first failure
-        handler.record_exception(error)
+        record_error(error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_BUG
     if world.rank == 0:
