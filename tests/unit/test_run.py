@@ -68,8 +68,13 @@ def test_fresh_starts_beside_an_unfinished_run(in_directory: Path) -> None:
     assert fresh.directory != first
 
 
-def test_a_name_belongs_to_one_experiment(in_directory: Path) -> None:
-    finish(opened("run.name=mine"))
+def test_a_name_belongs_to_one_experiment_once_it_has_trained(in_directory: Path) -> None:
+    first = finish(opened("run.name=mine", "seed=4"), "failed")
+    second = opened("run.name=mine")
+    assert (second.directory, second.resumed) == (first, False)
+    assert second.record.read()["identity"]["seed"] == 0
+    (first / "metrics.jsonl").write_text("{}\n")
+    finish(second)
     with pytest.raises(UserError, match=r"run.name=mine.*differs in seed"):
         opened("run.name=mine", "seed=5")
 

@@ -22,6 +22,7 @@ from trainer.run.files import (
     CONFIG_FILE,
     LOCK_FILE,
     LOGS_DIR,
+    METRICS_FILE,
     RECORD_FILE,
     LockHeld,
     lock_file,
@@ -118,6 +119,9 @@ def _choose(config: Config, mapping: Mapping[str, Any]) -> tuple[Path, bool]:
         return latest or candidate, False
     record = Record(latest).read()
     if record["hash"] != identity_hash(config):
+        if _never_trained(latest):
+            # Its configuration was probably an error that this one corrects. `_lock` refuses a run that is starting.
+            return latest, False
         old, new = record["identity"], recorded_identity(config, mapping)
         differing = ", ".join(key for key in {**old, **new} if old.get(key) != new.get(key))
         raise UserError(
@@ -127,6 +131,13 @@ def _choose(config: Config, mapping: Mapping[str, Any]) -> tuple[Path, bool]:
     if record["status"] == "finished" or config.run.fresh:
         return candidate, False
     return latest, True
+
+
+def _never_trained(directory: Path) -> bool:
+    """Whether no attempt has come as far as a logged step or a checkpoint."""
+    metrics = directory / METRICS_FILE
+    logged = metrics.exists() and metrics.stat().st_size > 0
+    return not logged and not any((directory / CHECKPOINTS_DIR).glob("step-*"))
 
 
 def _lock(directory: Path) -> TextIO:
