@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
+from trainer.config.aliases import replace_aliases
 from trainer.config.parsing import parse_config
 from trainer.config.schema import Config
 from trainer.config.secrets import literal_secrets, refer_to_environment
@@ -61,7 +62,7 @@ def _check_form(word: str, override: Override) -> None:
 
 def chosen_members(words: Sequence[str]) -> dict[str, str]:
     """The members of groups that the command line names, by group."""
-    parsed = parse_overrides(words)
+    parsed = parse_overrides(replace_aliases(parse_overrides(words)))
     return {each.key_or_group: str(each.value()) for each in parsed if each.key_or_group in GROUPS}
 
 
@@ -71,6 +72,7 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
     Args: words: overrides as typed. config_dirs: folders of the user's own groups.
     Raises: UserError: an unknown key, group or member, or a value that cannot be merged or resolved.
     """
+    words = replace_aliases(parse_overrides(words))
     overrides = parse_overrides(words)
     for override in overrides:
         if override.is_sweep_override():

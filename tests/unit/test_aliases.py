@@ -1,0 +1,86 @@
+"""Lightning's arguments: each alias gives the canonical key, and what has another name here is refused with it."""
+
+from pathlib import Path
+
+import pytest
+from conftest import SPIRALS, SPIRALS_WORDS
+
+from trainer.cli import main
+from trainer.config.compose import compose_mapping, typed
+from trainer.config.identity import config_to_mapping, identity_hash
+
+WORDS = [f"plugins=[{SPIRALS}]", "task=spirals", "logger=none"]
+
+ALIASES = {
+    "accelerator=cpu": "trainer.accelerator=cpu",
+    "accelerator=gpu": "trainer.accelerator=cuda",
+    "trainer.accelerator=gpu": "trainer.accelerator=cuda",
+    "devices=2": "trainer.devices=2",
+    "devices=-1": "trainer.devices=auto",
+    "trainer.devices=-1": "trainer.devices=auto",
+    "precision=32": "trainer.precision=32-true",
+    "precision=16": "trainer.precision=16-mixed",
+    "precision=bf16": "trainer.precision=bf16-mixed",
+    "trainer.precision=bf16": "trainer.precision=bf16-mixed",
+    "precision=bf16-mixed": "trainer.precision=bf16-mixed",
+    "max_epochs=7": "trainer.max_epochs=7",
+    "max_steps=70": "trainer.max_steps=70",
+    "trainer.strategy=ddp": "strategy=ddp",
+}
+
+ERRORS = {
+    "two values": (["precision=bf16", "trainer.precision=32"], ["trainer.precision=32", "precision=bf16-mixed"]),
+    "GPU indices": (["devices=[0,1]"], ["CUDA_VISIBLE_DEVICES=0,1", "trainer.devices=2"]),
+    "no number of devices": (["devices=two"], ["trainer.devices=two", "integer"]),
+    "no precision": (["precision=fp8"], ["trainer.precision=fp8", "bf16-mixed"]),
+    "no accelerator": (["accelerator=tpu"], ["trainer.accelerator=tpu", "cuda"]),
+    "no epochs": (["max_epochs=0"], ["trainer.max_epochs=0"]),
+    "no steps": (["max_steps=-2"], ["trainer.max_steps=-2"]),
+    "accumulation": (["trainer.accumulate_grad_batches=4"], ["batch.micro_size"]),
+    "clipping": (["trainer.gradient_clip_algorithm=value"], ["trainer.gradient_clip_val"]),
+    "strategy": (["trainer.strategy=dpp"], ["strategy=dpp", "ddp"]),
+    "logger": (["trainer.logger=csv"], ["logger=NAME"]),
+    "callbacks": (["trainer.callbacks=x"], ["checkpoint.*"]),
+    "checkpointing": (["trainer.enable_checkpointing=false"], ["checkpoint.*"]),
+    "gpus": (["trainer.gpus=2"], ["trainer.devices=N"]),
+    "fast_dev_run": (["trainer.fast_dev_run=true"], ["debug=fdr"]),
+    "print_config": (["print_config=true"], ["--cfg job"]),
+    "no alias": (["max_epoch=3"], ["max_epoch=3", "no such key"]),
+    "no debug": (["debug=frd"], ["debug=frd", "fdr"]),
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_is_the_canonical_key(alias: str) -> None:
+    by_alias, _ = typed(compose_mapping([*WORDS, alias]))
+    by_key, _ = typed(compose_mapping([*WORDS, ALIASES[alias]]))
+    assert config_to_mapping(by_alias) == config_to_mapping(by_key)
+    assert identity_hash(by_alias) == identity_hash(by_key)
+
+
+def test_an_alias_and_its_key_with_one_value() -> None:
+    config, _ = typed(compose_mapping([*WORDS, "precision=bf16", "trainer.precision=bf16-mixed"]))
+    assert config.trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_user_errors_are_printed_in_three_lines(
+    name: str, in_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, expected = ERRORS[name]
+    assert main([*WORDS, *words]) == 2
+    printed = capsys.readouterr().err
+    assert len(printed.strip().split("\n")) <= 3, printed
+    for part in expected:
+        assert part in printed, printed
+    assert not (in_directory / "outputs").exists()
+
+
+def test_fdr_trains_one_step_apart_from_real_runs(in_directory: Path) -> None:
+    words = [*SPIRALS_WORDS, "debug=fdr"]
+    assert main(words) == 0
+    assert main(words) == 0, "a second time, not left alone as finished"
+    assert [folder.name for folder in (in_directory / "outputs").iterdir()] == ["debug"]
+    runs = list((in_directory / "outputs" / "debug" / "spirals").iterdir())
+    assert len(runs) == 2
+    assert all((run / "checkpoints" / "step-00000001").is_dir() for run in runs)

@@ -1,0 +1,78 @@
+"""Keys and values as Lightning users type them, rewritten to this project's before composition.
+
+config.yaml, the identity and the hash so hold the canonical key only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.types import Override
+
+from trainer.errors import UserError, shown
+
+KEYS = {
+    **{name: f"trainer.{name}" for name in ("accelerator", "devices", "precision", "max_epochs", "max_steps")},
+    "trainer.strategy": "strategy",
+}
+VALUES = {
+    "trainer.accelerator": {"gpu": "cuda"},
+    "trainer.devices": {"-1": "auto"},
+    "trainer.precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+}
+# Arguments of Lightning's Trainer that another key replaces here, and habits of lightning-hydra-template.
+REPLACED = {
+    "accumulate_grad_batches": "use batch.global_size (one step) and batch.micro_size (one pass); accumulation follows",
+    "gradient_clip_algorithm": "clipping is always by norm: trainer.gradient_clip_val=NORM",
+    "logger": "use logger=NAME",
+    "callbacks": "use monitor.* for early stopping and checkpoint.* for checkpoints",
+    "enable_checkpointing": "use checkpoint.*; a run always keeps what it resumes from",
+    "gpus": "use trainer.accelerator=cuda trainer.devices=N",
+    "fast_dev_run": "use debug=fdr",
+    "default_root_dir": "use run.root=DIR",
+}
+PRINT_CONFIG = "print_config"
+
+
+def replace_aliases(overrides: Sequence[Override]) -> list[str]:
+    """The words of a command line with canonical keys and values; words that hold no alias are unchanged.
+
+    Raises: UserError: an argument of Lightning's that another key replaces, GPU indices, or a key and its alias with
+        different values.
+    """
+    words: list[str] = []
+    given: dict[str, tuple[str, str]] = {}
+    for override in overrides:
+        typed, word = override.key_or_group, override.input_line or ""
+        _check_replaced(typed, word)
+        key = KEYS.get(typed, typed)
+        # Other forms, such as +key=value and the choices of a sweep, have checks of their own.
+        plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+        if not plain or override.is_sweep_override() or (key == typed and key not in VALUES):
+            words.append(word)
+            continue
+        value = _canonical(key, word)
+        earlier = given.setdefault(key, (typed, value))
+        if earlier != (typed, value) and earlier[0] != typed and earlier[1] != value:
+            raise UserError(f"{word}: {earlier[0]}={shown(earlier[1])} is given as well, and means the same key {key}")
+        words.append(f"{key}={value}")
+    return words
+
+
+def _check_replaced(key: str, word: str) -> None:
+    node, _, leaf = key.rpartition(".")
+    if leaf in REPLACED and (node == "trainer" or (not node and leaf not in ("logger", "callbacks"))):
+        raise UserError(f"{word}: not a key here; {REPLACED[leaf]}")
+    if key == PRINT_CONFIG:
+        raise UserError(f"{word}: not a key here; --cfg job prints the composed configuration")
+
+
+def _canonical(key: str, word: str) -> str:
+    """The value of a word, as text of Hydra's grammar."""
+    value = word.partition("=")[2]
+    if key == "trainer.devices" and value.startswith("["):
+        indices = value.strip("[]").replace(" ", "")
+        count = indices.count(",") + 1
+        advice = f"takes a number; CUDA_VISIBLE_DEVICES={indices} with trainer.devices={count} selects these GPUs"
+        raise UserError(f"{word}: trainer.devices {advice}")
+    return VALUES.get(key, {}).get(value.strip("'\""), value)
