@@ -5,7 +5,7 @@
 Sets: 1,500 training rows of Banking77 (also of its first 20 classes), Financial PhraseBank and SST-2, three seeds;
 all of MRPC, one seed; and graded pairs made of MRPC, whose scores are also compared with the cosine of the untrained
 encoder's mean-pooled sentences. Rows are drawn with a fixed seed; the last epoch is reported, not the best one. No
-optimizer, scheduler or batch option is given. Writes a dated file under benchmarks/results/.
+optimizer, scheduler or batch option is given. Writes a dated file for each set under benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def untrained_cosine(folder: Path) -> float:
 def main() -> int:
     """Measure, print and write. Returns: 0 when MiniLM is at or above every baseline and goal."""
     data, chosen = Path(sys.argv[1]).resolve(), sys.argv[2:] or list(SETS)
-    rows, commands, met = [], [], True
+    met = True
     for name in chosen:
         text_set = SETS[name]
         with tempfile.TemporaryDirectory() as place:
@@ -162,24 +162,25 @@ def main() -> int:
         values = [metrics[f"val/{text_set.metric}"] for metrics, _ in results]
         last = results[-1][0]
         goals = {"TF-IDF": last.get(f"val/{text_set.metric}_tfidf"), "goal": text_set.goal, "cosine": cosine}
-        met = met and all(min(values) >= goal for goal in goals.values() if goal is not None)
+        set_met = all(min(values) >= goal for goal in goals.values() if goal is not None)
+        met = met and set_met
         constant = last.get("val/accuracy_baseline")
         numbers = (statistics.fmean(values), goals["TF-IDF"], cosine, constant, text_set.goal)
         cells = [name, text_set.metric, ", ".join(f"{value:.3f}" for value in values)]
         cells += ["" if number is None else f"{number:.3f}" for number in numbers]
-        rows.append(f"| {' | '.join(cells)} |")
-        commands.append(f"    python -m trainer {results[0][1]}")
-        # After each set: the whole takes an hour, and an interrupted benchmark keeps what it has measured.
-        write_result("small-text-sets", "\n".join(report(rows, commands, chosen[: len(rows)], met)))
+        # A file for each set: all of them take an hour, and an interrupted benchmark keeps what it has measured.
+        slug = name.replace(", ", "-").replace(" ", "-").replace("_", "-")
+        lines = report(f"| {' | '.join(cells)} |", f"    python -m trainer {results[0][1]}", name, set_met)
+        write_result(f"small-text-sets-{slug}", "\n".join(lines))
     return 0 if met else 1
 
 
-def report(rows: list[str], commands: list[str], chosen: list[str], met: bool) -> list[str]:
+def report(row: str, command: str, name: str, met: bool) -> list[str]:
     """Lines of the dated file."""
     return [
         f"# Small text sets, {datetime.date.today()}",
         "",
-        f"    python -m benchmarks.small_text_sets DATA {' '.join(json.dumps(name) for name in chosen)}",
+        f"    python -m benchmarks.small_text_sets DATA {json.dumps(name)}",
         "",
         "Validation metrics after the last of three epochs, each seed and their mean. TF-IDF of words and pairs of",
         "words with logistic (C=10) or ridge regression; cosine is that of the untrained encoder; constant is the",
@@ -187,11 +188,11 @@ def report(rows: list[str], commands: list[str], chosen: list[str], met: bool) -
         "",
         "| set | metric | MiniLM, by seed | mean | TF-IDF | cosine | constant | goal |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *rows,
+        row,
         "",
-        "Commands of the first seed:",
+        "Command of the first seed:",
         "",
-        *commands,
+        command,
         "",
         *surroundings("no GPU; one thread", "torch", "transformers", "scikit-learn"),
         "",
