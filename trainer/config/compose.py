@@ -132,6 +132,26 @@ def compose_data(
     return compose_mapping([*named, f"task={task}", *words], config_dirs)["data"]
 
 
+def compose_members(mapping: DictConfig) -> DictConfig:
+    """What the members of another configuration give, without its other values.
+
+    Args: mapping: a configuration. A member is known by the name in its node, which is that of its file, except where
+        the task picks another file for that name by default.
+    Raises: UserError: there is no such task.
+    """
+    plugins = [str(folder) for folder in mapping.get("plugins") or ()]
+    names = {group: OmegaConf.select(mapping, f"{group}.name") for group in GROUPS}
+    own = get_task(str(names["task"]), plugins).conf
+    folders = [folder for folder in (CONF, own) if folder is not None]
+    words = [f"plugins={json.dumps(plugins)}", f"task={names['task']}"]
+    composed = compose_mapping(words)
+    for group, name in names.items():
+        differs = name != OmegaConf.select(composed, f"{group}.name")
+        if differs and any((folder / group / f"{name}.yaml").exists() for folder in folders):
+            words.append(f"{group}={name}")
+    return compose_mapping(words) if len(words) > 2 else composed
+
+
 def without_secrets(mapping: DictConfig) -> Any:
     """Plain containers to be written to disk and to loggers.
 

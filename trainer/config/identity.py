@@ -42,6 +42,9 @@ NOT_IDENTITY = frozenset(
         "trainer.num_sanity_val_steps",
     }
 )
+# Keys that were added after runs had been recorded, each with the value that does what was done before it. At that
+# value, which conf/ has to give it, a key is left out, so that the same command finds an older unfinished run.
+ADDED: Mapping[str, Any] = {}
 
 
 def identity(config: Config[Any, Any, Any]) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             continue
         if is_dataclass(value):
             yield from _leaves(value, f"{key}.")
-        else:
+        elif key not in ADDED or value != ADDED[key]:
             yield key, config_to_mapping(value)
 
 

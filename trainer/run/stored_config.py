@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from trainer.config.compose import parse_overrides, typed
+from trainer.config.compose import GROUPS, compose_members, parse_overrides, plugins_of, typed
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.run.files import CONFIG_FILE
@@ -36,24 +36,27 @@ def read_stored_config(
     """Read config.yaml of a run.
 
     A stored run imports no code by itself: the folders that its `plugins` names are used only if `overrides` repeat
-    them, or this process has imported them already.
+    them, or this process has imported them already. A run that is older than a key takes the value that conf/ gives it.
 
-    Args: overrides: key=value with keys that the file has. nodes: whole nodes to replace first, such as `data`.
+    Args: overrides: key=value with existing keys. nodes: whole nodes to replace first, such as `data`.
     Raises: UserError: the file cannot be read, a key or value is wrong, or the run needs a plugin.
     """
     mapping = _load(run_dir)
     stored_plugins = [str(folder) for folder in mapping.get("plugins") or ()]
-    mapping["plugins"] = [folder for folder in stored_plugins if is_plugin_loaded(Path(folder))]
+    parsed = parse_overrides(overrides)
+    loaded = [folder for folder in stored_plugins if is_plugin_loaded(Path(folder))]
+    mapping["plugins"] = list(plugins_of(parsed)) or loaded
+    _check_plugins(run_dir, mapping, stored_plugins)
+    mapping = _with_defaults(mapping)
     for name, node in (nodes or {}).items():
         mapping[name] = node
-    for override in parse_overrides(overrides):
+    for override in parsed:
         key = override.get_key_element()
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: one value is possible here")
         if OmegaConf.select(mapping, key, default=MISSING_KEY) is MISSING_KEY:
             raise UserError(f"{override.input_line}: no such key in {run_dir / CONFIG_FILE}")
         OmegaConf.update(mapping, key, override.value())
-    _check_plugins(run_dir, mapping, stored_plugins)
     config, task = typed(mapping)
     plain: Any = OmegaConf.to_container(mapping, resolve=False)
     return StoredConfig(config, plain, task)
@@ -72,6 +75,25 @@ def _load(run_dir: Path) -> DictConfig:
     if not isinstance(mapping, DictConfig):
         raise UserError(f"run={run_dir}: {CONFIG_FILE} is not a configuration")
     return mapping
+
+
+def _with_defaults(mapping: DictConfig) -> DictConfig:
+    """The mapping, and for keys that it lacks what composing its members gives today."""
+    stored: Any = OmegaConf.to_container(mapping, resolve=False)
+    composed = compose_members(mapping)
+    defaults: Any = OmegaConf.to_container(composed, resolve=False)
+    for group in GROUPS:
+        name, other = (OmegaConf.select(each, f"{group}.name") for each in (mapping, composed))
+        if group in stored and name != other:
+            defaults.pop(group, None)  # a member without a file: these are the defaults of another one
+    filled: Any = OmegaConf.create(_filled(stored, defaults))
+    return filled
+
+
+def _filled(stored: Any, defaults: Any) -> Any:
+    if not isinstance(stored, dict) or not isinstance(defaults, dict):
+        return stored
+    return {**defaults, **{key: _filled(value, defaults.get(key)) for key, value in stored.items()}}
 
 
 def _check_plugins(run_dir: Path, mapping: DictConfig, stored_plugins: Sequence[str]) -> None:
