@@ -67,7 +67,7 @@ def built(precision: str, num_steps: int) -> Any:
 def train(callback: pl.Callback, prepared: Any) -> None:
     """Run the trainer's steps with a callback around each."""
     config, world, data, module = prepared
-    metrics = TrainingMetrics(config.trainer.log_every_n_steps, config.trainer.precision)
+    metrics = TrainingMetrics(config.trainer.log_every_n_steps, config.trainer.precision, module.clock)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(config, world, Path(folder), [metrics, callback], [])
         trainer.fit(module, datamodule=data)

@@ -86,7 +86,8 @@ def measure(batch_size: int, words: list[str], mode: str | None) -> tuple[float,
         for network in module.networks().values():
             network.compile(mode=mode)
     blocks = Blocks(plain, random_batches(pixels, batch_size, model.latent_size))
-    metrics = TrainingMetrics(plan.config.trainer.log_every_n_steps, plan.config.trainer.precision)
+    options = plan.config.trainer
+    metrics = TrainingMetrics(options.log_every_n_steps, options.precision, module.clock)
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(plan.config, plan.world, Path(folder), [metrics, blocks], [])

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.result_file import surroundings, write_result
+from trainer.clock import StepClock
 from trainer.data.images.batches import ImageSet, ImageTransform
 from trainer.data.images.config import NamedImagesConfig
 from trainer.data.images.splits import read_splits
@@ -75,7 +76,9 @@ class Contest:
     def vectorised(self, prefetch_batches: int) -> Batches:
         """The trainer's: one gather a batch, one transform."""
         cpu = torch.device("cpu")
-        loader = StepLoader(self.ours, self.sampler, Share(0, 1), BATCH_SIZE, cpu, prefetch_batches, lambda: (0, 0))
+        loader = StepLoader(
+            self.ours, self.sampler, Share(0, 1), BATCH_SIZE, cpu, prefetch_batches, lambda: (0, 0), StepClock()
+        )
         for step in loader:
             (micro,) = step.micro_batches
             yield self.transform(micro.images, micro.draws), micro.labels

@@ -109,8 +109,8 @@ FAULTS = {
     ),
     "samples/s doubled": Fault(
         "trainer/observe/metrics.py",
-        '"perf/samples_per_s": self.num_samples / elapsed_s',
-        '"perf/samples_per_s": 2 * self.num_samples / elapsed_s',
+        'totals = {"samples": self.num_samples, **rates}',
+        'totals = {"samples": 2 * self.num_samples, **rates}',
         METRICS,
     ),
     "MFU doubled": Fault(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
+from trainer.clock import StepClock
 from trainer.collectives import all_gather_bytes, all_reduce_sum, has_peers
 from trainer.config.schema import Config
 from trainer.data.batch import B, MicroBatch, StepBatch
@@ -63,6 +64,8 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         super().__init__()
         self.config = config
         self.automatic_optimization = False
+        # The engine puts the run's clock in its place.
+        self.clock = StepClock()
         # What to call in training: the network itself, or the strategy's wrapper around it.
         self.wrapped: dict[str, nn.Module] = {}
         # Norm of each network's global gradient at the last logged step, before clipping.
@@ -101,14 +104,34 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         """The micro-batches of a step; gradients of `network` are reduced over ranks after the last one only."""
         for number, micro in enumerate(batch.micro_batches, 1):
             with self._strategy.accumulating(network, last=number == len(batch.micro_batches)):
+                self.clock.enter("forward", network)
                 yield micro
+        self.clock.enter("other")
 
     def global_mean(self, loss_sum: Tensor, batch: StepBatch[Any]) -> Tensor:
         """Scale a summed loss so that gradients averaged over ranks are those of the global batch's mean loss."""
         return loss_sum * (self.trainer.world_size / batch.num_samples)
 
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's; what is left of it once all gradients are computed is the wait for other ranks."""
+        with self.clock.within("backward", self.clock.network):
+            if has_peers():
+                loss.register_hook(self._announce_communication)
+            super().manual_backward(loss, *args, **kwargs)
+
+    def _announce_communication(self, gradient: Tensor) -> None:
+        """Called as a backward pass begins: the engine calls back at its end, in the order in which it was asked, and
+        DDP and FSDP2 ask later, to wait for their collectives."""
+        clock, network = self.clock, self.clock.network
+        engine: Any = torch.autograd.Variable._execution_engine
+        engine.queue_callback(lambda: clock.enter("communication", network))
+
     def optimize(self, network: str) -> None:
         """Clip, step, schedule and clear one network's gradients."""
+        with self.clock.within("optimizer", network):
+            self._optimize(network)
+
+    def _optimize(self, network: str) -> None:
         names = list(self.networks())
         position = names.index(network)
         optimizer = self.trainer.strategy._lightning_optimizers[position]

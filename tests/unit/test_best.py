@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ from watching import run_forked
 from trainer.checkpoint.callback import Checkpointing
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import main
+from trainer.clock import StepClock
 from trainer.engine import train as engine
-from trainer.observe import step_time
 from trainer.run.metrics_file import read_metrics
 
 # 5 steps an epoch; the accuracy of epoch N is the Nth of EVALUATED.
@@ -199,7 +198,7 @@ def test_evaluating_and_saving_are_not_step_time(in_directory: Path, monkeypatch
     assert main([*WORDS, "trainer.max_steps=1"]) == 0  # imports the task
     from faulty.module import FaultyModule
 
-    monkeypatch.setattr(step_time, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(engine, "build_clock", lambda world: StepClock(lambda: int(now[0] * 1e9)))
     taking(FaultyModule, "training_step", 1.0)
     taking(FaultyModule, "evaluation_step", 100.0)
     taking(CheckpointStore, "commit", 1000.0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.clock import StepClock
 from trainer.data.images.batches import ImageSet
 from trainer.data.loaders import EvaluationLoader, StepLoader
 from trainer.data.samplers import Share, ShuffledSampler
@@ -20,7 +21,7 @@ def numbered(count: int) -> ImageSet:
 
 def train_loader(count: int, share: Share, micro_size: int, epoch: int, done: int = 0) -> StepLoader:
     sampler = ShuffledSampler(count, 12, seed=3)
-    return StepLoader(numbered(count), sampler, share, micro_size, CPU, 2, lambda: (epoch, done))
+    return StepLoader(numbered(count), sampler, share, micro_size, CPU, 2, lambda: (epoch, done), StepClock())
 
 
 @pytest.mark.parametrize("count", SIZES)

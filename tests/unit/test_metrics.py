@@ -9,6 +9,7 @@ import torch
 from conftest import SPIRALS_WORDS
 from pytorch_lightning.plugins import MixedPrecision
 
+from trainer.clock import StepClock
 from trainer.data.batch import StepBatch
 from trainer.engine.build import build_data_and_module, build_trainer
 from trainer.observe.metrics import TrainingMetrics
@@ -28,9 +29,9 @@ class Recorder:
 def test_throughput_is_that_of_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps of a quarter of a second, each of 32 samples and 5 TFLOP, as if two H100 had done them."""
     now = [100.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2**30)
+    for name in ("max_memory_allocated", "memory_allocated", "memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: 2**30)
     plan = prepare(SPIRALS_WORDS, Options())
     module = plan.task.build_module(plan.config, plan.task.build_data(plan.config))
     module._device = torch.device("cuda", 0)
@@ -38,7 +39,7 @@ def test_throughput_is_that_of_a_known_clock(monkeypatch: pytest.MonkeyPatch) ->
     recorder = Recorder()
     trainer: Any = SimpleNamespace(loggers=[recorder], world_size=2, current_epoch=0, global_step=0, datamodule=None)
     trainer.strategy = SimpleNamespace(root_device=torch.device("cuda", 0))
-    metrics = TrainingMetrics(2, "bf16-mixed")
+    metrics = TrainingMetrics(2, "bf16-mixed", StepClock(lambda: int(now[0] * 1e9)))
     metrics.on_train_start(trainer, module)
     batch: Any = StepBatch([], NUM_SAMPLES)
     for step in range(1, 5):

@@ -10,11 +10,11 @@ import pytorch_lightning as pl
 
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.weights import read_state
+from trainer.clock import StepClock
 from trainer.config.schema import Config
 from trainer.errors import UserError, nearest
 from trainer.faults.stop import StopOnSignal, StopRequested
 from trainer.module import TrainingModule
-from trainer.observe.step_time import StepClock
 from trainer.run.files import STATE_FILE
 from trainer.run.metrics_file import flush_metrics
 from trainer.run.record import Record
@@ -43,7 +43,9 @@ class Checkpointing(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save at the cadence, or stop; a step that is evaluated is saved after its evaluation."""
-        self.stopping = self.stop.agreed()
+        # Which waits for the slowest rank's last step.
+        with self.clock.within("communication"):
+            self.stopping = self.stop.agreed()
         if (self.stopping or self._due(trainer)) and not self._evaluates(trainer):
             self.save(trainer, _checked(pl_module))
             if self.stopping:
@@ -100,7 +102,7 @@ class Checkpointing(pl.Callback):
 
         Args: metrics: of the evaluation that this checkpoint follows.
         """
-        with self.clock.paused():
+        with self.clock.within("checkpoint"):
             module.average_buffers()
             step = trainer.global_step
             trainer.save_checkpoint(self.store.stage(step) / STATE_FILE)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 import torch
 
+from trainer.clock import StepClock
 from trainer.data.batch import B, Gatherable, StepBatch
 from trainer.data.samplers import Share, StepSampler, evaluation_batches, split_step
 
@@ -25,7 +25,7 @@ class StepLoader(Generic[B]):
     """One rank's training batches, one per step.
 
     position: returns (epoch, steps of it already done); called at the start of each epoch, so that a resumed one
-    continues at its next step. wait_s: seconds the training loop has waited for data so far.
+    continues at its next step. clock: told when the training loop waits for a batch, and when one is copied.
     """
 
     def __init__(
@@ -37,10 +37,11 @@ class StepLoader(Generic[B]):
         device: torch.device,
         prefetch_batches: int,
         position: Callable[[], tuple[int, int]],
+        clock: StepClock,
     ) -> None:
         self.dataset, self.sampler, self.share, self.micro_size = dataset, sampler, share, micro_size
         self.device, self.prefetch_batches, self.position = device, prefetch_batches, position
-        self.wait_s = 0.0
+        self.clock = clock
 
     def __len__(self) -> int:
         return self.sampler.num_steps
@@ -49,12 +50,15 @@ class StepLoader(Generic[B]):
         epoch, done = self.position()
         batches = prefetch(self._batches(epoch, done), self.prefetch_batches)
         while True:
-            start = time.perf_counter()
+            self.clock.enter("data_wait")
             batch = next(batches, None)
-            self.wait_s += time.perf_counter() - start
             if batch is None:
+                self.clock.enter("other")
                 return
-            yield batch.to(self.device)
+            self.clock.enter("host_to_device")
+            batch = batch.to(self.device)
+            self.clock.enter("other")
+            yield batch
 
     def _batches(self, epoch: int, done: int) -> Iterator[StepBatch[B]]:
         for indices in self.sampler.epoch_batches(epoch)[done:]:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from typing_extensions import TypeVar
 
+from trainer.clock import StepClock
 from trainer.config.schema import Config
 from trainer.data.batch import Gatherable, MicroBatch
 from trainer.data.loaders import EvaluationLoader, StepLoader
@@ -36,7 +37,8 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
         super().__init__()
         self.config = config
         self.sets: Mapping[str, Gatherable[MicroBatch]] = {}
-        self.train_loader: StepLoader[MicroBatch] | None = None
+        # The engine puts the run's clock in its place.
+        self.clock = StepClock()
 
     @abstractmethod
     def load(self, device: torch.device) -> None:
@@ -71,7 +73,7 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
         """This rank's training batches; see StepLoader."""
         trainer = self._trainer
         micro_size = self.config.batch.micro_size or self.config.batch.global_size
-        self.train_loader = StepLoader(
+        return StepLoader(
             self.sets["train"],
             self.train_sampler(),
             Share(trainer.global_rank, trainer.world_size),
@@ -79,8 +81,8 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
             trainer.strategy.root_device,
             self.config.performance.prefetch_batches,
             self._position,
+            self.clock,
         )
-        return self.train_loader
 
     def val_dataloader(self) -> EvaluationLoader[MicroBatch] | list[object]:
         """This rank's validation batches; an empty list where there is no validation set."""

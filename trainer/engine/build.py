@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from trainer.checkpoint.weights import PlainCheckpointIO, read_state
+from trainer.clock import DeviceClock, StepClock
 from trainer.config.groups import WandbLoggerConfig
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
@@ -101,6 +102,14 @@ def prepare_networks(config: Config, module: TrainingModule, world: World) -> No
             network.forward = torch.compile(network.forward)
         elif config.performance.compile:
             network.compile()
+
+
+def build_clock(world: World) -> StepClock:
+    """The clock of a run on this rank: it counts on the device where work on it is asynchronous."""
+    if world.accelerator == "cpu":
+        return StepClock()
+    rank_device(world)
+    return DeviceClock(lambda: torch.cuda.Event(enable_timing=True))
 
 
 def rank_device(world: World) -> torch.device:

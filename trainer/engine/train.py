@@ -23,7 +23,13 @@ from trainer.checkpoint.weights import read_state, write_weights
 from trainer.collectives import decide_on_rank_0
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
-from trainer.engine.build import build_data_and_module, build_early_stopping, build_loggers, build_trainer
+from trainer.engine.build import (
+    build_clock,
+    build_data_and_module,
+    build_early_stopping,
+    build_loggers,
+    build_trainer,
+)
 from trainer.engine.last_evaluation import check_interval, evaluate_after_last_step
 from trainer.errors import UserError
 from trainer.faults.stop import StopOnSignal, StopRequested
@@ -54,10 +60,12 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         StopRequested: a signal has stopped the run.
     """
     console = Console()
+    clock = build_clock(world)
     record = Record(run_dir)
     stop = StopOnSignal()
     checkpoint = choose_checkpoint(run_dir)
     data, module = build_data_and_module(config, task, world, run_dir if checkpoint else None)
+    module.clock = data.clock = clock
     check_interval(config, data)
     decide_on_rank_0(lambda: _record_data(record, data, resumed=checkpoint is not None))
     if world.rank == 0:
@@ -66,8 +74,8 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         if checkpoint is None:
             data.write_input_spec(run_dir)
         print_start(console, run_dir, config, world, facts, checkpoint)
-    metrics = TrainingMetrics(config.trainer.log_every_n_steps, config.trainer.precision)
-    saving = Checkpointing(config, run_dir, stop, metrics.clock)
+    metrics = TrainingMetrics(config.trainer.log_every_n_steps, config.trainer.precision, clock)
+    saving = Checkpointing(config, run_dir, stop, clock)
     early_stopping = build_early_stopping(config)
     bar = [ProgressBar(metrics, console)] if config.trainer.enable_progress_bar else []
     # Saving comes last: a checkpoint holds what the others have made of the step.
@@ -116,13 +124,16 @@ def finish(
 
     They come from the checkpoint, which holds full tensors under every strategy. Called on all ranks.
     """
-    state = read_state(choose_final_checkpoint(run_dir, best_step) / STATE_FILE)
+    with module.clock.within("checkpoint"):
+        state = read_state(choose_final_checkpoint(run_dir, best_step) / STATE_FILE)
     if "test" in data.sets and config.trainer.limit_test_batches:
-        trainer.strategy.load_model_state_dict(state)
-        trainer.test(module, datamodule=data, verbose=False)
+        with module.clock.within("evaluation"):
+            trainer.strategy.load_model_state_dict(state)
+            trainer.test(module, datamodule=data, verbose=False)
     path = run_dir / MODEL_FILE
     if trainer.is_global_zero:
-        write_weights(state["state_dict"], path)
+        with module.clock.within("checkpoint"):
+            write_weights(state["state_dict"], path)
     return path
 
 

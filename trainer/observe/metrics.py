@@ -11,12 +11,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from trainer.clock import StepClock, Times
 from trainer.collectives import all_gather_json, all_reduce_sum
 from trainer.data.batch import StepBatch
-from trainer.data.module import DataModule
 from trainer.module import StepSums, TrainingModule
 from trainer.observe.flops import peak_flops_per_s
-from trainer.observe.step_time import StepClock
+from trainer.observe.step_time import RankTimes, state_of, step_metrics
 
 RATE_PREFIX = "num_"
 STATE_KEY = "training_metrics"
@@ -27,34 +27,31 @@ class TrainingMetrics(pl.Callback):
 
     A checkpoint holds the window that it was saved in, so that a resumed run logs the lines of an uninterrupted one.
 
-    latest: the values last logged, for the progress bar. clock: runs while steps are trained.
+    latest: the values last logged, for the progress bar. clock: of the run.
     """
 
-    def __init__(self, log_every_n_steps: int, precision: str) -> None:
+    def __init__(self, log_every_n_steps: int, precision: str, clock: StepClock) -> None:
         self.log_every_n_steps, self.precision = log_every_n_steps, precision
         self.latest: dict[str, float] = {}
-        self.clock = StepClock()
+        self.clock = clock
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.num_samples = self.num_steps = 0
-        # Seconds that the loader had waited when the window began.
-        self.waited_before_s = 0.0
         # Of the last step.
         self.epoch = 0
         self.optim: dict[str, float | Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Count from here."""
         self.clock.start()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock: evaluation is not step time."""
-        self.clock.stop()
+        """Evaluation is no part of a step."""
+        self.clock.enter("evaluation")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock again."""
-        if not trainer.sanity_checking:
-            self.clock.start()
+        """Training goes on."""
+        self.clock.enter("other")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -68,21 +65,20 @@ class TrainingMetrics(pl.Callback):
     ) -> None:
         """Add this step's sums; at the cadence, reduce and log."""
         assert isinstance(pl_module, TrainingModule)
-        sums: StepSums = outputs
+        self.clock.end_step()
+        with self.clock.within("logging"):
+            self._add(trainer, pl_module, outputs, batch)
+
+    def _add(self, trainer: pl.Trainer, module: TrainingModule, sums: StepSums, batch: StepBatch[Any]) -> None:
         self.names = list(sums)
         values = torch.stack([value.detach().to(torch.float64) for value in sums.values()])
         self.sums = values if self.sums is None else self.sums.to(values.device).add_(values)
         self.num_samples += batch.num_samples
         self.num_steps += 1
         self.epoch = trainer.current_epoch
-        self.optim = _optimizer_metrics(pl_module)
+        self.optim = _optimizer_metrics(module)
         if trainer.global_step % self.log_every_n_steps == 0:
             self.log_window(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock. The engine logs what is left of the window, also of a run that resumes after its last step,
-        for which Lightning calls no hook."""
-        self.clock.stop()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -96,8 +92,7 @@ class TrainingMetrics(pl.Callback):
             "sums": all_gather_json(None if self.sums is None else self.sums.tolist()),
             "num_samples": self.num_samples,
             "num_steps": self.num_steps,
-            "elapsed_s": self.clock.read_s(),
-            "waited_s": _data_wait_s(trainer) - self.waited_before_s,
+            "times": state_of(self.clock.peek()),
             "epoch": self.epoch,
             "optim": {name: float(value) for name, value in self.optim.items()},
         }
@@ -109,8 +104,7 @@ class TrainingMetrics(pl.Callback):
         state = checkpoint[STATE_KEY]
         self.names, self.num_samples, self.num_steps = state["names"], state["num_samples"], state["num_steps"]
         self.epoch, self.optim = state["epoch"], state["optim"]
-        self.clock.reset(state["elapsed_s"])
-        self.waited_before_s = _data_wait_s(trainer) - state["waited_s"]
+        self.clock.restore(Times(**state["times"]))
         if self.num_steps:
             sums = torch.tensor(state["sums"], dtype=torch.float64, device=trainer.strategy.root_device)
             if len(sums) == trainer.world_size:
@@ -119,37 +113,36 @@ class TrainingMetrics(pl.Callback):
                 self.sums = sums.sum(0) * (trainer.global_rank == 0)
 
     def log_window(self, trainer: pl.Trainer) -> None:
-        """Log the window, if it has any step, and begin another. Called on all ranks."""
+        """Log the window, if it has any step, and begin another. Called on all ranks: by the engine for what is left
+        at the end, since Lightning calls no hook for a run that resumes after its last step."""
         if self.sums is None:
             return
         device = trainer.strategy.root_device
-        totals = dict(zip(self.names, all_reduce_sum(self.sums).tolist(), strict=True))
-        # tolist() has waited for the device, so the time below covers the steps' computation.
-        elapsed_s = self.clock.read_s()
+        # tolist() waits for the device, and so for the steps' computation, which the times then cover.
+        with self.clock.within("communication"):
+            totals = dict(zip(self.names, all_reduce_sum(self.sums).tolist(), strict=True))
+        times = self.clock.take()
+        ranks = RankTimes.gathered(times.states)
         metrics = {f"train/{n}": v / self.num_samples for n, v in totals.items() if not n.startswith(RATE_PREFIX)}
         metrics["epoch"] = float(self.epoch)
         metrics |= {name: float(value) for name, value in self.optim.items()}
         rates = {n.removeprefix(RATE_PREFIX): v for n, v in totals.items() if n.startswith(RATE_PREFIX)}
-        metrics |= self._performance(trainer, device, rates, elapsed_s)
+        metrics |= step_metrics(times, ranks) | self._throughput(trainer, device, rates, times.training_s)
         self.latest = metrics
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self.sums, self.num_samples, self.num_steps = None, 0, 0
-        self.clock.reset()
-        self.waited_before_s = _data_wait_s(trainer)
 
-    def _performance(
+    def _throughput(
         self, trainer: pl.Trainer, device: torch.device, rates: dict[str, float], elapsed_s: float
     ) -> dict[str, float]:
-        waited_s = _data_wait_s(trainer) - self.waited_before_s
-        metrics = {
-            "perf/samples_per_s": self.num_samples / elapsed_s,
-            "perf/step_time_s": elapsed_s / self.num_steps,
-            "perf/data_wait_fraction": min(1.0, waited_s / elapsed_s),
-        }
-        metrics |= {f"perf/{name}_per_s": total / elapsed_s for name, total in rates.items()}
+        totals = {"samples": self.num_samples, **rates}
+        metrics = {f"perf/{name}_per_s": total / elapsed_s for name, total in totals.items()}
+        if trainer.world_size > 1:
+            per_device = {f"{name}_per_device": rate / trainer.world_size for name, rate in metrics.items()}
+            metrics |= {name: rate for name, rate in per_device.items() if "/samples_" in name or "/tokens_" in name}
         if device.type == "cuda":
-            metrics["perf/peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+            metrics |= _memory(device)
             peak = peak_flops_per_s(torch.cuda.get_device_name(device), self.precision)
             # A GPU that is not in the table has no MFU rather than a guessed one.
             if peak is not None and "flops" in rates:
@@ -169,6 +162,11 @@ def _optimizer_metrics(module: TrainingModule) -> dict[str, float | Tensor]:
     return metrics
 
 
-def _data_wait_s(trainer: pl.Trainer) -> float:
-    data = getattr(trainer, "datamodule", None)
-    return data.train_loader.wait_s if isinstance(data, DataModule) and data.train_loader is not None else 0.0
+def _memory(device: torch.device) -> dict[str, float]:
+    """GiB of a GPU that tensors hold now and held at most, and that the process keeps for them."""
+    sizes = {
+        "allocated": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "peak": torch.cuda.max_memory_allocated(device),
+    }
+    return {f"perf/{name}_memory_gib": size / 2**30 for name, size in sizes.items()}

@@ -61,6 +61,10 @@ class ProgressBar(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Add the step's losses, and redraw the bar if it is due."""
+        with self.metrics.clock.within("logging"):
+            self._add(trainer, outputs, batch)
+
+    def _add(self, trainer: pl.Trainer, outputs: StepSums, batch: StepBatch[Any]) -> None:
         self.epoch = trainer.current_epoch + 1
         self.num_samples += batch.num_samples
         for name, value in outputs.items():

@@ -14,11 +14,13 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
+from trainer.clock import StepClock
 from trainer.config.strategies import FSDP2Config
 from trainer.errors import UserError
 from trainer.strategies.ddp import ParallelNetworkStrategy, make_contiguous
@@ -67,6 +69,8 @@ class FSDP2Strategy(ParallelNetworkStrategy):
                 block, mesh=mesh, reshard_after_forward=self.options.reshard_after_forward, offload_policy=policy
             )
         fully_shard(network, mesh=mesh, offload_policy=policy)
+        if self.root_device.type == "cpu":
+            time_collectives(network, self.training_module.clock)
 
     def teardown(self) -> None:
         """Lightning's hook; shards stay on their devices for the test after training."""
@@ -160,6 +164,41 @@ def recompute_in_backward(block: nn.Module) -> None:
         )
     # A wrapper module would change the names of weights.
     block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def time_collectives(network: nn.Module, clock: StepClock) -> None:
+    """Count a sharded network's collectives as communication.
+
+    On the CPU only, where they are synchronous: on a GPU they run in streams of their own, beside the computation.
+    """
+    for block in network.modules():
+        if isinstance(block, FSDPModule):
+            block.set_custom_all_gather(TimedAllGather(clock))
+            block.set_custom_reduce_scatter(TimedReduceScatter(clock))
+
+
+class TimedAllGather(DefaultAllGather):
+    """torch's own, timed."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See DefaultAllGather."""
+        with self.clock.communicating():
+            return super().__call__(*args, **kwargs)
+
+
+class TimedReduceScatter(DefaultReduceScatter):
+    """torch's own, timed."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See DefaultReduceScatter."""
+        with self.clock.communicating():
+            return super().__call__(*args, **kwargs)
 
 
 def broadcast_weights(network: nn.Module, device: torch.device) -> None:
