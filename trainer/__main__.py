@@ -1,5 +1,6 @@
 """python -m trainer."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,10 @@ NEEDED = ("hydra", "omegaconf", "pydantic", "rich")
 def script() -> NoReturn:
     """The console script."""
     from trainer.faults.exit import run_and_exit
+
+    # libgomp's waiting threads spin by default, which takes the cores from whatever else runs on them: a run took twice
+    # as long beside another process (benchmarks/openmp_wait.py). Ranks inherit it; it has to be set before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def main() -> int:
         """Import and run the command within run_and_exit, so that Ctrl-C during imports prints no traceback."""
