@@ -26,7 +26,18 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def command_line(tmp_path: Path) -> CommandLine:
-    """python -m trainer WORDS in a temporary directory."""
+    """python -m trainer WORDS in a temporary directory, in a process that need not import torch."""
+    from warm import run_warm  # its processes have the environment that is set above
+
+    def run(*words: str, cwd: Path = tmp_path, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+        return run_warm(["-m", "trainer", *words], cwd=cwd, env=env, timeout_s=timeout_s)
+
+    return run
+
+
+@pytest.fixture
+def real_command_line(tmp_path: Path) -> CommandLine:
+    """The same in a new interpreter: for what a test says about the start of a process."""
 
     def run(*words: str, cwd: Path = tmp_path, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

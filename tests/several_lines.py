@@ -5,7 +5,6 @@ As a script it is one rank under torchrun: `several_lines.py LINES.json`, a list
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from typing import Any
 
 def on_ranks(num_ranks: int, folder: Path, lines: list[tuple[Path, list[str]]]) -> list[int]:
     """Run command lines, each (directory, words), on ranks under torchrun. Returns: the exit code of each."""
+    from warm import run_warm
+
     file = folder / "lines.json"
     file.write_text(json.dumps([{"directory": str(directory), "words": words} for directory, words in lines]))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    command = [sys.executable, *launcher, str(Path(__file__)), str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    done = run_warm([*launcher, str(Path(__file__)), str(file)], cwd=folder, timeout_s=900)
     assert done.returncode == 0, done.stdout + done.stderr
     codes = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(num_ranks)]
     assert all(others == codes[0] for others in codes), done.stdout + done.stderr

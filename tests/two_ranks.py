@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from warm import run_warm
 
 from trainer.cli import main
 
@@ -34,8 +33,8 @@ def on_two_ranks(folder: Path, lines: dict[Path, list[str]]) -> dict[Path, list[
     file = folder / "lines.json"
     file.write_text(json.dumps([{"directory": str(d), "words": words} for d, words in lines.items()]))
     script = REPOSITORY / "tests" / "distributed" / "many_runs.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=800, check=False)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = run_warm([*launcher, str(script), str(file)], cwd=folder, timeout_s=800)
     assert done.returncode == 0, done.stdout + done.stderr
     ranks = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in (0, 1)]
     assert all(report["code"] == 0 for reports in ranks for report in reports), done.stdout + done.stderr

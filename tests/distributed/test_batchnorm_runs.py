@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, SPIRALS, CommandLine
 from safetensors.torch import load_file
+from warm import WarmPopen
 from watching import wait_until
 
 from trainer.cli import main
@@ -64,8 +64,8 @@ def test_a_stop_by_signal_changes_nothing_without_synchronisation(command_line: 
     stopped.mkdir()
     assert command_line(*words, cwd=whole).returncode == 0
 
-    command = [sys.executable, "-m", "trainer", *words]
-    with subprocess.Popen(command, cwd=stopped, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+    null = subprocess.DEVNULL
+    with WarmPopen(["-m", "trainer", *words], cwd=stopped, stdout=null, stderr=null) as parent:
         wait_until(lambda: (run_of(stopped) / "metrics.jsonl").exists(), 120, lambda: parent.poll() is None)
         os.kill(parent.pid, signal.SIGTERM)
     assert parent.returncode == 75

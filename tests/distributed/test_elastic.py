@@ -1,15 +1,14 @@
 """Ranks that die, nodes that leave and join: the run continues with the same global batch, and every sample once."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from warm import WarmPopen
 from watching import WATCHED_WORDS, free_port, history, last_step, wait_until, written_lines
 
 pytestmark = pytest.mark.slow
@@ -27,15 +26,13 @@ WORDS = [
 ]
 
 
-def start(directory: Path, *words: str) -> subprocess.Popen[str]:
+def start(directory: Path, *words: str) -> WarmPopen:
     (directory / "watch").mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer", *WORDS, *words],
+    return WarmPopen(
+        ["-m", "trainer", *WORDS, *words],
         cwd=directory,
-        env={**os.environ, "WATCH": str(directory / "watch"), "STEP_S": "0.1"},
-        stdout=subprocess.PIPE,
+        env={"WATCH": str(directory / "watch"), "STEP_S": "0.1"},
         stderr=subprocess.STDOUT,
-        text=True,
     )
 
 
@@ -48,7 +45,7 @@ def check_history(directory: Path, global_size: int) -> None:
     assert record["status"] == "finished"
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: WarmPopen) -> None:
     """As if its host had lost power: the ranks die with their parent."""
     ranks = psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -66,7 +63,7 @@ def test_a_dead_rank_restarts_its_group(tmp_path: Path) -> None:
     run = start(tmp_path, "trainer.devices=2", f"batch.global_size={GLOBAL_SIZE}")
     watch = tmp_path / "watch"
     wait_until(lambda: last_step(watch) >= 6, 90, lambda: run.poll() is None)
-    ranks = [p for p in psutil.Process(run.pid).children(recursive=True) if "trainer.rank" in p.cmdline()]
+    ranks = psutil.Process(run.pid).children()
     ranks[1].send_signal(signal.SIGKILL)
     output, _ = run.communicate(timeout=120)
 

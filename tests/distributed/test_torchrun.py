@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, SPIRALS_WORDS
 from runs import Facts, facts_of, only_run
+from warm import WarmPopen, run_warm
 from watching import WATCHED_WORDS, free_port, last_step, wait_until
 
 WORDS = [
@@ -21,16 +22,8 @@ WORDS = [
 ]
 
 
-def run(directory: Path, *command: str, **environment: str) -> Facts:
-    done = subprocess.run(
-        [*command, *WORDS],
-        cwd=directory,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def run(directory: Path, *command: str) -> Facts:
+    done = run_warm([*command, *WORDS], cwd=directory, timeout_s=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return facts_of(only_run(directory / "outputs"))
 
@@ -38,14 +31,14 @@ def run(directory: Path, *command: str, **environment: str) -> Facts:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     """python -m trainer on two ranks."""
-    facts = run(tmp_path_factory.mktemp("elastic"), sys.executable, "-m", "trainer", "trainer.devices=2")
+    facts = run(tmp_path_factory.mktemp("elastic"), "-m", "trainer", "trainer.devices=2")
     assert [step for step, _ in facts.losses] == list(range(1, len(facts.losses) + 1))
     assert len(facts.losses) >= 2
     return facts
 
 
 def test_torchrun_gives_the_same_run(expected: Facts, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     assert run(tmp_path, *torchrun, "-m", "trainer") == expected
 
 
@@ -57,8 +50,9 @@ def test_two_hosts_over_ssh_give_the_same_run(expected: Facts, tmp_path: Path) -
     shell.write_text('#!/bin/bash\nexec bash -c "$2"\n')
     shell.chmod(0o755)
     endpoint = f"127.0.0.1:{free_port()}"
-    facts = run(tmp_path, *script, SSH=str(shell), PYTHON=sys.executable, RANKS="1", ENDPOINT=endpoint)
-    assert facts == expected
+    environment = {"SSH": str(shell), "PYTHON": sys.executable, "RANKS": "1", "ENDPOINT": endpoint}
+    subprocess.run([*script, *WORDS], cwd=tmp_path, env={**os.environ, **environment}, timeout=240, check=True)
+    assert facts_of(only_run(tmp_path / "outputs")) == expected
 
 
 def srun(rank: int) -> dict[str, str]:
@@ -73,13 +67,11 @@ def test_ranks_of_srun_stop_with_exit_code_75(tmp_path: Path) -> None:
     (tmp_path / "watch").mkdir()
     words = [*WATCHED_WORDS, "trainer.max_epochs=3000", "run.name=watched"]
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer", *words],
+        WarmPopen(
+            ["-m", "trainer", *words],
             cwd=tmp_path,
-            env={**os.environ, **srun(rank), "WATCH": str(tmp_path / "watch"), "STEP_S": "0.05"},
-            stdout=subprocess.PIPE,
+            env={**srun(rank), "WATCH": str(tmp_path / "watch"), "STEP_S": "0.05"},
             stderr=subprocess.STDOUT,
-            text=True,
         )
         for rank in (0, 1)
     ]

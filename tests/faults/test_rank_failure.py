@@ -1,18 +1,16 @@
 """When one of two ranks fails, the other ends too, no process stays behind, and the cause is printed last."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from conftest import REPOSITORY, SPIRALS
+from warm import WarmPopen, run_warm
 from watching import wait_until
 
 FAULTY = REPOSITORY / "tests" / "fixtures" / "faulty"
@@ -28,29 +26,15 @@ WORDS = [
 ]
 
 
-def ranks_of(parent: psutil.Process) -> list[psutil.Process]:
-    return [child for child in parent.children(recursive=True) if "trainer.rank" in " ".join(child.cmdline())]
-
-
-def run_faulty(directory: Path, fault: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trainer", *WORDS],
-        cwd=directory,
-        env={**os.environ, "FAULT": fault},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+COMMAND = ["-m", "trainer", *WORDS]
 
 
 def leftovers(directory: Path) -> list[int]:
     found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
+    for process in psutil.process_iter():
         try:
-            if "trainer" in words and process.cwd() == str(directory):
-                found.append(process.info["pid"])
+            if process.cwd() == str(directory):
+                found.append(process.pid)
         except (psutil.AccessDenied, psutil.NoSuchProcess, FileNotFoundError):
             continue
     return found
@@ -66,8 +50,7 @@ def leftovers(directory: Path) -> list[int]:
     ],
 )
 def test_one_rank_fails(fault: str, code: int, printed: str, tmp_path: Path) -> None:
-    done = run_faulty(tmp_path, fault)
-
+    done = run_warm(COMMAND, cwd=tmp_path, env={"FAULT": fault})
     assert done.returncode == code, done.stderr
     assert printed in "\n".join(done.stderr.rstrip().split("\n")[-3:]), done.stderr
     assert leftovers(tmp_path) == []
@@ -81,10 +64,7 @@ def test_one_rank_fails(fault: str, code: int, printed: str, tmp_path: Path) -> 
 
 
 def test_killing_a_rank_ends_the_rest(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trainer", *WORDS]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as parent:
+    with WarmPopen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL) as parent:
         ranks = wait_for_training(parent, tmp_path)
         ranks[1].kill()
         # Only against hanging: collectives would wait for launch.timeout_s, which is longer.
@@ -95,7 +75,7 @@ def test_killing_a_rank_ends_the_rest(tmp_path: Path) -> None:
 
 
 def test_ranks_die_with_their_parent(tmp_path: Path) -> None:
-    with started(tmp_path) as parent:
+    with WarmPopen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL) as parent:
         ranks = wait_for_training(parent, tmp_path)
         parent.kill()
         _, alive = psutil.wait_procs(ranks, timeout=15)
@@ -103,10 +83,7 @@ def test_ranks_die_with_their_parent(tmp_path: Path) -> None:
 
 
 def test_sigterm_stops_all_ranks_with_a_checkpoint_and_75(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trainer", *WORDS]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as parent:
+    with WarmPopen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL) as parent:
         wait_for_training(parent, tmp_path)
         parent.terminate()
         _, stderr = parent.communicate(timeout=30)
@@ -140,10 +117,8 @@ def interrupted(directory: Path, times: int, fault: str) -> subprocess.Completed
     """Press Ctrl-C once or twice after some steps of this attempt."""
     metrics = directory / "outputs" / "faulty" / "faulty" / "metrics.jsonl"
     size = metrics.stat().st_size if metrics.exists() else 0
-    command = [sys.executable, "-m", "trainer", *WORDS, "trainer.log_every_n_steps=1"]
-    environment = {**os.environ, "FAULT": fault}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=directory, env=environment, **pipes) as parent:
+    command = [*COMMAND, "trainer.log_every_n_steps=1"]
+    with WarmPopen(command, cwd=directory, env={"FAULT": fault}) as parent:
         wait_until(lambda: metrics.exists() and metrics.stat().st_size > size, 120, lambda: parent.poll() is None)
         for _ in range(times):
             parent.send_signal(signal.SIGINT)
@@ -152,17 +127,10 @@ def interrupted(directory: Path, times: int, fault: str) -> subprocess.Completed
     return subprocess.CompletedProcess(command, parent.returncode, stdout, stderr)
 
 
-def started(directory: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "trainer", *WORDS]
-    return subprocess.Popen(command, cwd=directory, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-
-
-def wait_for_training(parent: subprocess.Popen[str], directory: Path) -> list[psutil.Process]:
+def wait_for_training(parent: WarmPopen, directory: Path) -> list[psutil.Process]:
     """The ranks, once they have logged a step."""
     metrics = directory / "outputs" / "faulty" / "faulty" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not metrics.exists():
-        assert parent.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return sorted(ranks_of(psutil.Process(parent.pid)), key=lambda rank: rank.pid)
+    wait_until(metrics.exists, 120, lambda: parent.poll() is None)
+    ranks = sorted(psutil.Process(parent.pid).children(), key=lambda rank: rank.pid)
+    assert len(ranks) == 2
+    return ranks

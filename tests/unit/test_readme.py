@@ -2,12 +2,11 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, SHARED_DATA, CommandLine
+from warm import run_warm
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 LINES = [
@@ -45,8 +44,8 @@ def test_lines_run(line: str, command_line: CommandLine, tmp_path: Path) -> None
 
 def test_the_torchrun_line_runs(tmp_path: Path) -> None:
     (line,) = [line for line in LINES if line.startswith("torchrun")]
-    words = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line)[1:], "debug=smoke"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
+    words = ["-m", "torch.distributed.run", *shlex.split(line)[1:], "debug=smoke"]
+    done = run_warm(words, cwd=tmp_path, timeout_s=280)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("outputs/cnn/*/model.safetensors"))
 

@@ -5,13 +5,12 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import SPIRALS_WORDS
+from warm import WarmPopen
 from watching import WATCHED_WORDS, wait_until, written_lines
 
 from trainer.cli import main
@@ -22,16 +21,10 @@ from trainer.verbs.sweep.table import by_value
 SHORT = [*WATCHED_WORDS, "trainer.max_epochs=null", "trainer.max_steps=20", "trainer.val_check_interval=10"]
 
 
-def start(directory: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def start(directory: Path, *words: str, **environment: str) -> WarmPopen:
     (directory / "watch").mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer", "-m", *SHORT, *words],
-        cwd=directory,
-        env={**os.environ, "WATCH": str(directory / "watch"), "COLUMNS": "200", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {"WATCH": str(directory / "watch"), "COLUMNS": "200", **environment}
+    return WarmPopen(["-m", "trainer", "-m", *SHORT, *words], cwd=directory, env=environment)
 
 
 def sweep_directory(directory: Path) -> Path:

@@ -1,11 +1,10 @@
 """User errors: exit code 2, at most three lines that name key, value and what is possible."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import SPIRALS_WORDS
+from warm import run_warm
 
 from trainer.cli import main
 
@@ -124,16 +123,14 @@ def test_a_run_that_cannot_be_written(in_directory: Path, capsys: pytest.Capture
 
 def test_a_user_error_among_ranks_is_printed_once(tmp_path: Path) -> None:
     """torchrun adds its own report; of our two ranks only one prints."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
     for words, expected in (
         ([*SPIRALS_WORDS, "optimizer.lrr=1"], "optimizer.lrr=1"),
         ([*SPIRALS_WORDS, "trainer.devices=3"], "trainer.devices=3"),
         (["-m", *SPIRALS_WORDS, "optimizer.lr=0.1,0.2"], "a sweep starts its own ranks"),
     ):
         # The deadline is only there against ranks that hang.
-        done = subprocess.run(
-            [*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
-        )
+        done = run_warm([*command, *words], cwd=tmp_path, timeout_s=300)
         assert done.returncode != 0
         assert done.stderr.count(expected) == 1, done.stderr
         assert "Traceback" not in done.stderr.split("torch/distributed")[0]
