@@ -20,6 +20,7 @@ from trainer.config.schema import Config
 from trainer.data.module import DataModule
 from trainer.engine.host_memory import keep_freed_memory
 from trainer.engine.lightning_environment import JoinedEnvironment
+from trainer.engine.step_loop import StepLoop
 from trainer.errors import UserError
 from trainer.module import TrainingModule
 from trainer.observe.jsonl import JsonlLogger
@@ -154,6 +155,7 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    trainer.fit_loop.epoch_loop = StepLoop(trainer, max_steps=options.max_steps)
     # Lightning 2.6 broadcasts a SIGTERM flag and waits for the device before every step; `StopOnSignal` replaces it.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer

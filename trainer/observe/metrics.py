@@ -45,14 +45,6 @@ class TrainingMetrics(pl.Callback):
         """Count from here."""
         self.clock.start()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluation is no part of a step."""
-        self.clock.enter("evaluation")
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Training goes on."""
-        self.clock.enter("other")
-
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
