@@ -115,8 +115,8 @@ FAULTS = {
     ),
     "MFU doubled": Fault(
         "trainer/observe/metrics.py",
-        'metrics["perf/mfu"] = rates["flops"]',
-        'metrics["perf/mfu"] = 2 * rates["flops"]',
+        'metrics["perf/mfu"] = achieved',
+        'metrics["perf/mfu"] = 2 * achieved',
         METRICS,
     ),
     "NumPy's generator not restored": Fault(

@@ -12,6 +12,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from trainer.clock import StepClock
 from trainer.data.batch import StepBatch
 from trainer.engine.build import build_data_and_module, build_trainer
+from trainer.observe.flops import Peaks
 from trainer.observe.metrics import TrainingMetrics
 from trainer.verbs.prepare import Options, prepare
 
@@ -29,7 +30,6 @@ class Recorder:
 def test_throughput_is_that_of_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps of a quarter of a second, each of 32 samples and 5 TFLOP, as if two H100 had done them."""
     now = [100.0]
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100 80GB HBM3")
     for name in ("max_memory_allocated", "memory_allocated", "memory_reserved"):
         monkeypatch.setattr(torch.cuda, name, lambda device=None: 2**30)
     plan = prepare(SPIRALS_WORDS, Options())
@@ -40,6 +40,7 @@ def test_throughput_is_that_of_a_known_clock(monkeypatch: pytest.MonkeyPatch) ->
     trainer: Any = SimpleNamespace(loggers=[recorder], world_size=2, current_epoch=0, global_step=0, datamodule=None)
     trainer.strategy = SimpleNamespace(root_device=torch.device("cuda", 0))
     metrics = TrainingMetrics(2, "bf16-mixed", StepClock(lambda: int(now[0] * 1e9)))
+    metrics.peaks = Peaks(datasheet=PEAK, measured=PEAK / 2)
     metrics.on_train_start(trainer, module)
     batch: Any = StepBatch([], NUM_SAMPLES)
     for step in range(1, 5):
@@ -55,6 +56,7 @@ def test_throughput_is_that_of_a_known_clock(monkeypatch: pytest.MonkeyPatch) ->
         assert line["perf/samples_per_s"] == pytest.approx(NUM_SAMPLES / STEP_S)
         assert line["perf/flops_per_s"] == pytest.approx(FLOPS / STEP_S)
         assert line["perf/mfu"] == pytest.approx(FLOPS / STEP_S / (2 * PEAK))
+        assert line["perf/mfu_measured"] == pytest.approx(FLOPS / STEP_S / PEAK)
 
 
 def gradient_norm(folder: Path, fused: bool, scaler: torch.amp.GradScaler | None) -> float:

@@ -10,7 +10,10 @@ import pytest
 from conftest import SPIRALS_WORDS
 from rich.console import Console
 
+from trainer.clock import STATES
+from trainer.observe.account import Account
 from trainer.observe.summary import print_start, print_summary
+from trainer.observe.verdict import Verdict
 from trainer.verbs.prepare import Options, prepare
 
 # Longer than the terminal, with parts that rich would highlight or read as markup.
@@ -52,14 +55,22 @@ def test_the_end_shows_paths_and_bests(console: Console, in_directory: Path) -> 
         {"step": 1, "train/loss": 3.0, "val/loss": 0.25, "val/accuracy": 0.5, "val/other": 1.0},
         {"step": 2, "train/loss": 2.0, "val/loss": 0.75, "val/accuracy": 0.875, "val/other": 2.0},
         {"step": 3, "train/loss": 1.0, "val/loss": float("nan"), "val/accuracy": 0.625, "val/other": 3.0},
+        {"step": 3, "perf/samples_per_s": 5.0, "perf/share_forward": 0.75},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print_summary(console, run, config, 1.0, {"W&B": f"wandb sync {RUN}/wandb/offline-run-1"})
+    verdict = Verdict("compute", 0.75, "evaluation", 0.25, "trainer.check_val_every_n_epoch=4", 4 / 3)
+    account = Account(1.0, 2.0, dict.fromkeys(STATES, 0.0) | {"forward": 0.75, "evaluation": 0.25}, verdict)
+    print_summary(console, run, config, account, {"W&B": f"wandb sync {RUN}/wandb/offline-run-1"})
     # Whole, and without a colour inside.
     for place in ("", "/curves.png", "/metrics.jsonl", "/model.safetensors", "/wandb/offline-run-1"):
         assert re.search(rf"{re.escape(RUN + place)}$", printed(console), re.MULTILINE), place
+    plain = re.sub(r"\x1b\[[\d;]*m", "", printed(console))
+    assert "2.0 s of training, 1.0 s before it:\n  forward 75%, evaluation 25%\n" in plain
+    assert "bound by compute (75%): at most 1.3x as fast without evaluation (25%)\n" in plain
+    assert "try trainer.check_val_every_n_epoch=4\n" in plain
     rows = re.findall(r"│ (\S+) +│ (\S+) +│ (\S*) *│", re.sub(r"\x1b\[[\d;]*m", "", printed(console)))
     assert {name: (last, best) for name, last, best in rows} == {
+        "perf/samples_per_s": ("5", ""),
         "train/loss": ("1", ""),
         "val/accuracy": ("0.625", "0.875"),
         "val/loss": ("nan", "0.25"),

@@ -47,6 +47,8 @@ class StepLoop(_TrainingEpochLoop):
         if self.restarting:
             super().advance(data_fetcher)
             return
+        if self.val_loop.restarting:
+            self.val_loop.restarting = False
         trainer, module, progress = self.trainer, self.module, self.batch_progress
         batch, *_ = next(data_fetcher)
         number = self.batch_idx + 1

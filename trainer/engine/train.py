@@ -6,8 +6,7 @@ networks; everything else is built here.
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ from trainer.engine.last_evaluation import check_interval, evaluate_after_last_s
 from trainer.errors import UserError
 from trainer.faults.stop import StopOnSignal, StopRequested
 from trainer.module import TrainingModule
+from trainer.observe.account import close_account
 from trainer.observe.jsonl import JsonlLogger
 from trainer.observe.metrics import TrainingMetrics
 from trainer.observe.progress import ProgressBar
@@ -83,10 +83,8 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     loggers = build_loggers(config, mapping, record) if world.rank == 0 else []
     trainer = build_trainer(config, world, run_dir, callbacks, loggers)
     evaluate_after_last_step(trainer, config)
-    start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint / STATE_FILE) if checkpoint else None)
-        training_s = time.perf_counter() - start
         metrics.log_window(trainer)
         # Lightning counts an epoch that max_steps has cut short as completed, but not where nothing is left to train.
         trainer.fit_loop.epoch_progress.current.completed = metrics.epoch
@@ -95,10 +93,11 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         _finish_loggers(loggers, 1, None)
         raise
     places = _finish_loggers(loggers, 0, model_file)
-    cause = _cause(trainer)
+    cause, account = _cause(trainer), close_account(clock, config, world.accelerator, metrics.efficiency())
     if trainer.is_global_zero:
+        record.update(time=account.as_record(), peak_flops_per_s=asdict(metrics.peaks) if metrics.peaks else None)
         console.print(cause, highlight=False)
-        print_summary(console, run_dir, config, training_s, places)
+        print_summary(console, run_dir, config, account, places)
     return Outcome("finished", cause)
 
 

@@ -15,7 +15,7 @@ from trainer.clock import StepClock, Times
 from trainer.collectives import all_gather_json, all_reduce_sum
 from trainer.data.batch import StepBatch
 from trainer.module import StepSums, TrainingModule
-from trainer.observe.flops import peak_flops_per_s
+from trainer.observe.flops import Peaks, find_peaks
 from trainer.observe.step_time import RankTimes, state_of, step_metrics
 
 RATE_PREFIX = "num_"
@@ -31,15 +31,24 @@ class TrainingMetrics(pl.Callback):
     """
 
     def __init__(self, log_every_n_steps: int, precision: str, clock: StepClock) -> None:
+        self.world_size = 1
         self.log_every_n_steps, self.precision = log_every_n_steps, precision
         self.latest: dict[str, float] = {}
         self.clock = clock
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.num_samples = self.num_steps = 0
+        self.peaks: Peaks | None = None
+        # Of all ranks in this attempt.
+        self.num_flops = 0.0
         # Of the last step.
         self.epoch = 0
         self.optim: dict[str, float | Tensor] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure what the device could do."""
+        self.world_size = trainer.world_size
+        self.peaks = find_peaks(trainer.strategy.root_device, self.precision)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from here."""
@@ -96,8 +105,11 @@ class TrainingMetrics(pl.Callback):
         state = checkpoint[STATE_KEY]
         self.names, self.num_samples, self.num_steps = state["names"], state["num_samples"], state["num_steps"]
         self.epoch, self.optim = state["epoch"], state["optim"]
-        self.clock.restore(Times(**state["times"]))
+        if "times" not in state:
+            # An older checkpoint, whose window cannot be continued.
+            self.num_samples = self.num_steps = 0
         if self.num_steps:
+            self.clock.restore(Times(**state["times"]))
             sums = torch.tensor(state["sums"], dtype=torch.float64, device=trainer.strategy.root_device)
             if len(sums) == trainer.world_size:
                 self.sums = sums[trainer.global_rank]
@@ -125,6 +137,13 @@ class TrainingMetrics(pl.Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
         self.sums, self.num_samples, self.num_steps = None, 0, 0
 
+    def efficiency(self) -> float | None:
+        """FLOP/s in the passes of this attempt, as a share of those of a matrix product; None where none is counted."""
+        compute_s = (self.clock.run["forward"] + self.clock.run["backward"]) / 1e9
+        if self.peaks is None or not self.num_flops or not compute_s:
+            return None
+        return self.num_flops / self.world_size / compute_s / self.peaks.measured
+
     def _throughput(
         self, trainer: pl.Trainer, device: torch.device, rates: dict[str, float], elapsed_s: float
     ) -> dict[str, float]:
@@ -135,10 +154,12 @@ class TrainingMetrics(pl.Callback):
             metrics |= {name: rate for name, rate in per_device.items() if "/samples_" in name or "/tokens_" in name}
         if device.type == "cuda":
             metrics |= _memory(device)
-            peak = peak_flops_per_s(torch.cuda.get_device_name(device), self.precision)
-            # A GPU that is not in the table has no MFU rather than a guessed one.
-            if peak is not None and "flops" in rates:
-                metrics["perf/mfu"] = rates["flops"] / elapsed_s / (peak * trainer.world_size)
+        if self.peaks is not None and "flops" in rates:
+            self.num_flops += rates["flops"]
+            achieved = rates["flops"] / elapsed_s / trainer.world_size
+            metrics["perf/mfu_measured"] = achieved / self.peaks.measured
+            if self.peaks.datasheet is not None:
+                metrics["perf/mfu"] = achieved / self.peaks.datasheet
         return metrics
 
 

@@ -12,9 +12,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from trainer.config.schema import Config
+from trainer.observe.account import Account
 from trainer.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE
 from trainer.run.metrics_file import read_metrics
 from trainer.world import World
+
+# Of some thirty figures that metrics.jsonl has, those that a reader looks for first.
+PERFORMANCE = {
+    f"perf/{name}"
+    for name in ("samples_per_s", "tokens_per_s", "step_time_s", "mfu", "mfu_measured", "peak_memory_gib")
+}
 
 
 def print_start(
@@ -35,10 +42,8 @@ def print_start(
         _print(console, f"resuming from {checkpoint.name}")
 
 
-def print_summary(
-    console: Console, run_dir: Path, config: Config, training_s: float, places: Mapping[str, str]
-) -> None:
-    """Print the final metrics, where to find the results, and the next command; draw the curves.
+def print_summary(console: Console, run_dir: Path, config: Config, account: Account, places: Mapping[str, str]) -> None:
+    """Print the final metrics, where time went, where to find the results, and the next command; draw the curves.
 
     Args: places: where services show the run, by the service's name.
     """
@@ -48,11 +53,12 @@ def print_summary(
         latest |= {name: value for name, value in line.items() if name != "step"}
     table = Table(Column("metric", overflow="fold"), Column("last", no_wrap=True), Column("best", no_wrap=True))
     for name in sorted(latest):
-        if name.startswith(("train/", "val/", "test/", "perf/")):
+        if name.startswith(("train/", "val/", "test/")) or name in PERFORMANCE:
             table.add_row(name, _figure(latest[name]), _best(name, lines, config))
     console.print(table)
     plot_curves(lines, run_dir / CURVES_FILE)
-    _print(console, f"{training_s:.1f} s of training; seed {config.seed}")
+    for line in account.lines():
+        _print(console, line)
     files = {"run": "", "curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
     for name, place in {**{name: str(run_dir / file) for name, file in files.items()}, **places}.items():
         _print(console, f"  {name:<9}{place}")
