@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CommandLine
 from torch.nn.functional import cross_entropy
+from two_ranks import in_one_process, on_two_ranks, only_run
 
 from trainer.data.images.module import ImageDataModule
 from trainer.run.metrics_file import read_metrics
@@ -23,6 +23,7 @@ WORDS = [
     "trainer.log_every_n_steps=1",
     "batch.global_size=48",
     f"seed={SEED}",
+    "run.name=run",
     # SGD shows a wrong scale of the gradient, which Adam would hide. A larger learning rate enters the steep part of
     # the curve, where one ReLU that rounding switches grows into a visible difference within a few steps.
     "optimizer=sgd",
@@ -60,22 +61,31 @@ def plain_curve() -> list[float]:
     return losses[:NUM_STEPS]
 
 
-@pytest.mark.parametrize(
-    ("words", "tolerance"),
-    [
-        ([], 1e-6),
-        (["trainer.devices=2"], 1e-5),
-        (["batch.micro_size=12"], 1e-5),
-        (["trainer.devices=2", "batch.micro_size=12"], 1e-5),
-    ],
-    ids=["one rank", "two ranks", "accumulation of 4", "two ranks, accumulation of 2"],
-)
-def test_the_curve_is_that_of_a_plain_loop(
-    words: list[str], tolerance: float, plain_curve: list[float], command_line: CommandLine, tmp_path: Path
-) -> None:
-    done = command_line(*WORDS, *words)
-    assert done.returncode == 0, done.stderr
-    (run,) = (tmp_path / "outputs" / "cnn").iterdir()
+# By the name of a run: ranks, and words.
+RUNS = {
+    "one": (1, []),
+    "one-accumulating": (1, ["batch.micro_size=12"]),
+    "two": (2, []),
+    "two-accumulating": (2, ["batch.micro_size=12"]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs; the ranks are started once."""
+    folder = tmp_path_factory.mktemp("curves")
+    lines = {folder / name: [*WORDS, *words] for name, (ranks, words) in RUNS.items() if ranks == 2}
+    for directory in lines:
+        directory.mkdir()
+    on_two_ranks(folder, lines)
+    for name in RUNS.keys() - {directory.name for directory in lines}:
+        in_one_process(folder / name, [*WORDS, *RUNS[name][1]])
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_curve_is_that_of_a_plain_loop(name: str, plain_curve: list[float], folder: Path) -> None:
+    run, tolerance = only_run(folder / name), 1e-6 if name == "one" else 1e-5
     curve = [line["train/loss"] for line in read_metrics(run) if "train/loss" in line]
     assert len(curve) == NUM_STEPS
     assert np.abs(np.array(curve) - np.array(plain_curve)).max() <= tolerance

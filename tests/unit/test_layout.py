@@ -2,15 +2,13 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from warm import run_warm
 
 # Each part of trainer/ and the parts that it may import, also inside functions and for type checking. A part is a
 # module at the root or a folder; what is missing here may not be imported.
@@ -189,14 +187,8 @@ def documented_trunk() -> list[str]:
 def test_a_run_enters_the_trunk_as_the_page_lists_it(tmp_path: Path) -> None:
     trunk = documented_trunk()
     assert 1 < len(trunk) <= 12
-    done = subprocess.run(
-        [sys.executable, "-c", TRACED_RUN, str(REPOSITORY), json.dumps(trunk)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (tmp_path / "traced.py").write_text(TRACED_RUN)
+    done = run_warm(["traced.py", str(REPOSITORY), json.dumps(trunk)], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     traced = json.loads(done.stdout.strip().split("\n")[-1])
     assert traced["code"] == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
+from warm import run_warm
 
 from trainer.cli import main
 from trainer.config.compose import compose_mapping, typed
@@ -128,8 +129,9 @@ print(json.dumps(found))
 def test_parameters_and_steps_are_those_of_the_run(tmp_path: Path) -> None:
     common = ["logger=none", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
     lines = {task: [f"task={task}", *common] for task in ("cnn", "dcgan", "bert")}
-    command = [sys.executable, "-c", BUILD, json.dumps(lines)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    (tmp_path / "build.py").write_text(BUILD)
+    done = run_warm(["build.py", json.dumps(lines)], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     built = json.loads(done.stdout.splitlines()[-1])
     for task, words in lines.items():
         plan = prepare(words, Options(), planned_world)

@@ -6,10 +6,13 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+SMOKE = ["task=cnn", "debug=smoke", "trainer.accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -51,37 +54,36 @@ def test_the_wheel_holds_code_and_values_only(wheel: Path) -> None:
     assert not [name for name in names if "__pycache__" in name or name.endswith((".parquet", ".ckpt", ".safetensors"))]
 
 
-def test_every_verb_works_from_the_wheel(clean_python: Path, work: Path) -> None:
+@pytest.fixture
+def from_the_wheel(clean_python: Path, work: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """python ARGUMENTS of the clean environment, which has to succeed."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
-    def trainer(*words: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [str(clean_python), "-m", "trainer", *words],
-            cwd=work,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(clean_python), *arguments]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done
 
-    where = subprocess.run(
-        [str(clean_python), "-c", "import trainer; print(trainer.__file__)"],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert Path(where.stdout.strip()).is_relative_to(clean_python.parents[1])
-    cpu = ["task=cnn", "debug=smoke", "trainer.accelerator=cpu"]
-    trained = trainer(*cpu, "trainer.devices=2")
-    assert f"{work / 'tasks'} is not imported" in trained.stderr
-    (weights,) = work.glob("outputs/cnn/*/model.safetensors")
-    assert "val/accuracy" in trainer("eval", f"run={weights.parent}").stdout
-    assert "global batch" in trainer("plan", *cpu).stdout
-    script = trainer(*cpu, "launch=slurm", "launch.dry_run=true").stdout
+    return run
+
+
+def test_plan_and_a_job_script_from_the_wheel(
+    from_the_wheel: Callable[..., subprocess.CompletedProcess[str]], clean_python: Path
+) -> None:
+    where = from_the_wheel("-c", "import trainer; print(trainer.__file__)").stdout
+    assert Path(where.strip()).is_relative_to(clean_python.parents[1])
+    assert "global batch" in from_the_wheel("-m", "trainer", "plan", *SMOKE).stdout
+    script = from_the_wheel("-m", "trainer", *SMOKE, "launch=slurm", "launch.dry_run=true").stdout
     assert script.startswith("#!/bin/bash\n#SBATCH ")
     assert "srun " in script
+
+
+@pytest.mark.slow
+def test_two_ranks_train_from_the_wheel(
+    from_the_wheel: Callable[..., subprocess.CompletedProcess[str]], work: Path
+) -> None:
+    trained = from_the_wheel("-m", "trainer", *SMOKE, "trainer.devices=2")
+    assert f"{work / 'tasks'} is not imported" in trained.stderr
+    (weights,) = work.glob("outputs/cnn/*/model.safetensors")
+    assert "val/accuracy" in from_the_wheel("-m", "trainer", "eval", f"run={weights.parent}").stdout

@@ -103,7 +103,17 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
         return
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.5 * columns, 3.0 * rows), layout="constrained")
+    figure = Figure(figsize=(4.5 * columns, 3.0 * rows))
+    # In inches around each panel, for ticks and titles; to measure them all takes as long as to draw the picture.
+    left, right, bottom, top = 0.65, 0.15, 0.5, 0.35
+    figure.subplots_adjust(
+        left=left / (4.5 * columns),
+        right=1 - right / (4.5 * columns),
+        bottom=bottom / (3.0 * rows),
+        top=1 - top / (3.0 * rows),
+        wspace=(left + right) / (4.5 - left - right),
+        hspace=(bottom + top) / (3.0 - bottom - top),
+    )
     for number, (title, names) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, number)
         for name in names:

@@ -1,14 +1,13 @@
 """A trained model from its run directory alone."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from bert_by_hand import by_hand
 from safetensors.torch import load_file, save_file
+from warm import run_warm
 
 from tasks.bert.config import TASK
 from tasks.bert.inference import BertInference
@@ -98,7 +97,7 @@ def test_scores_are_in_the_units_of_training(run_alone, tmp_path):
     np.testing.assert_allclose(plain, by_hand(tmp_path, TEXTS)[:, 0], atol=2e-6)
 
 
-def test_nothing_of_lightning_is_constructed(run_alone):
+def test_nothing_of_lightning_is_constructed(run_alone, tmp_path):
     code = (
         "import torch; from pathlib import Path; from pytorch_lightning import LightningModule, Trainer\n"
         "def refuse(*a, **k): raise AssertionError\n"
@@ -107,5 +106,6 @@ def test_nothing_of_lightning_is_constructed(run_alone):
         f"run = Path({str(run_alone)!r})\n"
         "print(TASK.load_inference(read_stored_config(run).config, run, torch.device('cpu'))(['the film'])[0])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "probabilities" in found
+    (tmp_path / "infer.py").write_text(code)
+    done = run_warm(["infer.py"], cwd=tmp_path)
+    assert "probabilities" in done.stdout, done.stderr
