@@ -78,4 +78,5 @@ VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "completion": _verb("completion", "completion"),
     "help": _verb("help", "help_verb"),
     "report": _verb("report", "report"),
+    "bench": _verb("bench", "bench"),
 }

@@ -77,10 +77,18 @@ def _predict(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> 
     return EXIT_DONE
 
 
+def _bench(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> int:
+    from trainer.verbs.bench.on_rank import bench_on_rank
+
+    bench_on_rank(prepared, run_dir, arguments)
+    return EXIT_DONE
+
+
 RANK_VERBS: Mapping[str, Callable[[PreparedRun, Path, Sequence[str]], int]] = {
     "fit": _fit,
     "eval": _evaluate,
     "predict": _predict,
+    "bench": _bench,
 }
 
 

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "task": {"errors", "config", "estimate", "inference", "data", "module"},
     "run": {"errors", "config", "task"},
     "report": {"__init__", "errors", "run"},
+    "bench": {"errors", "run"},
     "estimate": {"config"},
     "optim": {"config"},
     "inference": {"errors", "config", "run"},
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "observe": {*CONTRACTS, "data", "module"},
     "engine": {*CONTRACTS, "faults", "data", "module", "strategies", "checkpoint", "observe", "report"},
     "verbs": {*CONTRACTS, "data", "faults", "launch", "engine", "estimate"}
-    | {"optim", "strategies", "checkpoint", "observe", "report"},
+    | {"optim", "strategies", "checkpoint", "observe", "report", "bench"},
     "cli": {"__init__", "errors", "task", "verbs"},
     "rank": {"errors", "faults", "launch", "verbs"},
     "__main__": {"cli", "faults"},

@@ -202,6 +202,22 @@ Arguments:
   port=N               with --serve: the port; 0, the default, takes a free one""",
         [f"report run={RUN}", "report --serve root=outputs"],
     ),
+    "bench": VerbHelp(
+        "measure what more devices bring to training, inference or data loading",
+        "bench scaling [training|inference|data] trainer.devices=1,2 [KEY=VALUE | GROUP=MEMBER ...]",
+        """\
+Arguments:
+  trainer.devices=1,2  the numbers of devices to compare, of which 1 is one
+  trainer.accelerator=cpu,cuda   instead: one device of each kind; cpu without it
+  mode=MODE            strong (the same global batch), weak (a batch for each device) or both (default)
+  rounds=N             interleaved rounds, 7 at least and by default
+  steps=N              steps of a training sample, 60 by default
+  out=DIR              the folder of index.html, scaling.png and result.json
+
+It measures speed-up, efficiency and the serial fraction with confidence intervals, shows where the time of a step goes,
+and predicts the efficiency of more devices.""",
+        ["bench scaling task=cnn trainer.devices=1,2", "bench scaling data task=bert trainer.devices=1,2"],
+    ),
     "completion": VerbHelp(
         "print a script that completes verbs, groups and keys in bash",
         'completion   as in   eval "$(trainer completion)"',

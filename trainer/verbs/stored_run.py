@@ -33,6 +33,7 @@ EVALUATION_KEYS = (
 ACCEPTED_KEYS: Mapping[str, Sequence[str]] = {
     "eval": (*PLACE_KEYS, *EVALUATION_KEYS),
     "predict": PLACE_KEYS,
+    "bench": PLACE_KEYS,  # a rank of bench scaling
     "fit": (),  # a rank that fit has started: everything is in config.yaml
 }
 
