@@ -121,6 +121,31 @@ class PendingAny:
             self.work.wait()
 
 
+class Agreement:
+    """Whether any rank's flag is set, asked after every step; all ranks get the same answer.
+
+    Several ranks receive what the last call asked, and ask again: waiting for the sum at once would wait for the device
+    in every step. So they agree one call after the flag.
+    """
+
+    def __init__(self) -> None:
+        self._pending: PendingAny | None = None
+
+    def reached(self, flag: bool) -> bool:
+        """Ask, and return the answer to the last call; with one process the flag. Called on all ranks."""
+        if not has_peers():
+            return flag
+        answer = self._pending.read() if self._pending is not None else False
+        self._pending = None if answer else PendingAny(flag)
+        return answer
+
+    def finish(self) -> None:
+        """Finish the last exchange: the process group must not be left while it runs."""
+        if self._pending is not None:
+            self._pending.read()
+            self._pending = None
+
+
 @cache
 def _side_stream() -> torch.cuda.Stream:
     return torch.cuda.Stream()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import SPIRALS, SPIRALS_WORDS
+from conftest import SPIRALS
 
 from trainer.cli import main
 from trainer.config.compose import compose_mapping, typed
@@ -25,6 +25,12 @@ ALIASES = {
     "precision=bf16-mixed": "trainer.precision=bf16-mixed",
     "max_epochs=7": "trainer.max_epochs=7",
     "max_steps=70": "trainer.max_steps=70",
+    "max_time=00:01:00:00": "trainer.max_time=00:01:00:00",
+    "limit_val_batches=3": "trainer.limit_val_batches=3",
+    "profiler=torch": "trainer.profiler=pytorch",
+    "profiler=none": "trainer.profiler=null",
+    "print_config=true": "run.print_config=true",
+    "extras.print_config=true": "run.print_config=true",
     "trainer.strategy=ddp": "strategy=ddp",
 }
 
@@ -43,8 +49,15 @@ ERRORS = {
     "callbacks": (["trainer.callbacks=x"], ["checkpoint.*"]),
     "checkpointing": (["trainer.enable_checkpointing=false"], ["checkpoint.*"]),
     "gpus": (["trainer.gpus=2"], ["trainer.devices=N"]),
-    "fast_dev_run": (["trainer.fast_dev_run=true"], ["debug=fdr"]),
-    "print_config": (["print_config=true"], ["--cfg job"]),
+    "Apple's GPU": (["accelerator=mps"], ["accelerator=mps", "use cpu"]),
+    "no fast_dev_run": (["fast_dev_run=-1"], ["trainer.fast_dev_run=-1"]),
+    "no trial": (["fast_dev_run=often"], ["trainer.fast_dev_run=often", "boolean or should be a valid integer"]),
+    "no overfit_batches": (["overfit_batches=-0.5"], ["trainer.overfit_batches=-0.5"]),
+    "more than all": (["trainer.overfit_batches=1.5"], ["trainer.overfit_batches=1.5"]),
+    "no max_time": (["max_time=5m"], ["trainer.max_time=5m", "DD:HH:MM:SS"]),
+    "hours of 90 minutes": (["max_time=00:01:90:00"], ["trainer.max_time=00:01:90:00", "DD:HH:MM:SS"]),
+    "no profiler": (["profiler=advanced"], ["trainer.profiler=advanced", "simple"]),
+    "no print_config": (["print_config=tree"], ["run.print_config=tree"]),
     "no alias": (["max_epoch=3"], ["max_epoch=3", "no such key"]),
     "no debug": (["debug=frd"], ["debug=frd", "fdr"]),
 }
@@ -74,13 +87,3 @@ def test_user_errors_are_printed_in_three_lines(
     for part in expected:
         assert part in printed, printed
     assert not (in_directory / "outputs").exists()
-
-
-def test_fdr_trains_one_step_apart_from_real_runs(in_directory: Path) -> None:
-    words = [*SPIRALS_WORDS, "debug=fdr"]
-    assert main(words) == 0
-    assert main(words) == 0, "a second time, not left alone as finished"
-    assert [folder.name for folder in (in_directory / "outputs").iterdir()] == ["debug"]
-    runs = list((in_directory / "outputs" / "debug" / "spirals").iterdir())
-    assert len(runs) == 2
-    assert all((run / "checkpoints" / "step-00000001").is_dir() for run in runs)

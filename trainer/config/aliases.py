@@ -6,21 +6,27 @@ config.yaml, the identity and the hash so hold the canonical key only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from hydra.core.override_parser.types import Override
 
+from trainer.config.schema import TrainerConfig
 from trainer.errors import UserError, shown
 
+# Arguments of Lightning's Trainer without `trainer.`, and a habit of lightning-hydra-template.
 KEYS = {
-    **{name: f"trainer.{name}" for name in ("accelerator", "devices", "precision", "max_epochs", "max_steps")},
+    **{field.name: f"trainer.{field.name}" for field in fields(TrainerConfig)},
     "trainer.strategy": "strategy",
+    "print_config": "run.print_config",
+    "extras.print_config": "run.print_config",
 }
 VALUES = {
     "trainer.accelerator": {"gpu": "cuda"},
     "trainer.devices": {"-1": "auto"},
     "trainer.precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+    "trainer.profiler": {"none": "null", "torch": "pytorch"},
 }
-# Arguments of Lightning's Trainer that another key replaces here, and habits of lightning-hydra-template.
+# Arguments of Lightning's Trainer that another key replaces here.
 REPLACED = {
     "accumulate_grad_batches": "use batch.global_size (one step) and batch.micro_size (one pass); accumulation follows",
     "gradient_clip_algorithm": "clipping is always by norm: trainer.gradient_clip_val=NORM",
@@ -28,10 +34,9 @@ REPLACED = {
     "callbacks": "use monitor.* for early stopping and checkpoint.* for checkpoints",
     "enable_checkpointing": "use checkpoint.*; a run always keeps what it resumes from",
     "gpus": "use trainer.accelerator=cuda trainer.devices=N",
-    "fast_dev_run": "use debug=fdr",
     "default_root_dir": "use run.root=DIR",
 }
-PRINT_CONFIG = "print_config"
+NO_MPS = "Apple's GPUs are not supported: no gradients are averaged there over ranks; use cpu"
 
 
 def replace_aliases(overrides: Sequence[Override]) -> list[str]:
@@ -63,13 +68,13 @@ def _check_replaced(key: str, word: str) -> None:
     node, _, leaf = key.rpartition(".")
     if leaf in REPLACED and (node == "trainer" or (not node and leaf not in ("logger", "callbacks"))):
         raise UserError(f"{word}: not a key here; {REPLACED[leaf]}")
-    if key == PRINT_CONFIG:
-        raise UserError(f"{word}: not a key here; --cfg job prints the composed configuration")
 
 
 def _canonical(key: str, word: str) -> str:
     """The value of a word, as text of Hydra's grammar."""
     value = word.partition("=")[2]
+    if (key, value) == ("trainer.accelerator", "mps"):
+        raise UserError(f"{word}: {NO_MPS}")
     if key == "trainer.devices" and value.startswith("["):
         indices = value.strip("[]").replace(" ", "")
         count = indices.count(",") + 1

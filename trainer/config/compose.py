@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from trainer.config.aliases import replace_aliases
+from trainer.config.debugging import apply_debugging
 from trainer.config.parsing import parse_config
 from trainer.config.schema import Config
 from trainer.config.secrets import literal_secrets, refer_to_environment
@@ -89,7 +90,7 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            return compose("config", overrides=[*words, *(search if folders else [])])
+            return apply_debugging(compose("config", overrides=[*words, *(search if folders else [])]))
         except MissingConfigException as error:
             raise _missing_member(error, overrides) from error
         except (ConfigCompositionException, OmegaConfBaseException) as error:

@@ -40,11 +40,16 @@ NOT_IDENTITY = frozenset(
         "trainer.log_every_n_steps",
         "trainer.num_nodes",
         "trainer.num_sanity_val_steps",
+        "trainer.profiler",
     }
 )
 # Keys that were added after runs had been recorded, each with the value that does what was done before it. At that
 # value, which conf/ has to give it, a key is left out, so that the same command finds an older unfinished run.
-ADDED: Mapping[str, Any] = {}
+ADDED: Mapping[str, Any] = {
+    "trainer.fast_dev_run": False,
+    "trainer.max_time": None,
+    "trainer.overfit_batches": 0.0,
+}
 
 
 def identity(config: Config[Any, Any, Any]) -> dict[str, Any]:

@@ -130,4 +130,4 @@ def _sentence(detail: ErrorDetails, node: Any, inner: list[str]) -> str:
         return f"must be a list, as in {'.'.join(inner)}=[a,b]"
     if kind == "dataclass_type":
         return "is a node of several keys, as in NODE.KEY=VALUE"
-    return detail["msg"].removeprefix("Input ")
+    return detail["msg"].removeprefix("Input ").removeprefix("Value error, ")

@@ -6,9 +6,10 @@ of its `task`, `model` and `data` nodes in `tasks/<name>/config.py`; `parsing.py
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Generic, Literal, dataclass_transform
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypeVar
 
@@ -20,6 +21,15 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 # Lightning reads an int as a number of batches and a float as a share of them.
 BatchLimit = Annotated[int, Field(ge=0)] | Fraction
+
+
+def _is_duration(text: str) -> str:
+    if not re.fullmatch(r"\d+:([01]\d|2[0-3]):[0-5]\d:[0-5]\d", text):
+        raise ValueError("must be DD:HH:MM:SS, as in 00:12:30:00 for twelve and a half hours")
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_is_duration)]
 
 STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -75,6 +85,8 @@ class TrainerConfig:
     """Passes over the training set; null if only max_steps ends training."""
     max_steps: Annotated[int, Field(ge=-1)]
     """Optimizer steps; -1 if only max_epochs ends training."""
+    max_time: Duration | None
+    """DD:HH:MM:SS of training, evaluations included and over all attempts, after which it ends; null is no limit."""
     gradient_clip_val: Positive | None
     """Largest norm of the global gradient, per optimizer; null disables clipping."""
     log_every_n_steps: Count
@@ -91,6 +103,10 @@ class TrainerConfig:
     """Batches of batch.eval_size samples over all ranks (int), or share of the test set (float), to evaluate."""
     num_sanity_val_steps: Annotated[int, Field(ge=0)]
     """Validation batches to run before training starts, as a check."""
+    fast_dev_run: bool | Annotated[int, Field(ge=0)]
+    """Try everything with this many steps, evaluation and test batches (true is 1), and keep nothing."""
+    overfit_batches: BatchLimit
+    """Steps (int) or share (float) of the first epoch to train on in every epoch; limits validation too; 0 is off."""
     sync_batchnorm: bool
     """Batch statistics over the global batch instead of each rank's share."""
     deterministic: bool
@@ -101,6 +117,8 @@ class TrainerConfig:
     """Name the operation that produced a NaN; slow."""
     enable_progress_bar: bool
     """Show a progress bar on rank 0's terminal."""
+    profiler: Literal["simple", "pytorch"] | None
+    """Measure where time goes on rank 0: simple by Lightning's hooks, pytorch by operator over a few steps."""
 
 
 @settings
@@ -167,6 +185,8 @@ class RunConfig:
     """Name of the run; null derives <model>-<data>-<hash8>."""
     fresh: bool
     """Start a new run instead of resuming an unfinished one."""
+    print_config: bool
+    """Print the composed configuration before training; --cfg job prints it without training."""
     record_git_diff: bool
     """Record uncommitted changes of the code in run.json; they may contain what should not be shared."""
 

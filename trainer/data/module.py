@@ -15,7 +15,7 @@ from trainer.clock import StepClock
 from trainer.config.schema import Config
 from trainer.data.batch import Gatherable, MicroBatch
 from trainer.data.loaders import EvaluationLoader, StepLoader
-from trainer.data.samplers import Share, ShuffledSampler, StepSampler, num_evaluated
+from trainer.data.samplers import RepeatedSampler, Share, ShuffledSampler, StepSampler, num_evaluated
 
 ConfigT = TypeVar("ConfigT", bound=Config[Any, Any, Any], default=Config)
 
@@ -73,9 +73,10 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
         """This rank's training batches; see StepLoader."""
         trainer = self._trainer
         micro_size = self.config.batch.micro_size or self.config.batch.global_size
+        sampler = self.train_sampler()
         return StepLoader(
             self.sets["train"],
-            self.train_sampler(),
+            RepeatedSampler(sampler) if self.config.trainer.overfit_batches else sampler,
             Share(trainer.global_rank, trainer.world_size),
             micro_size,
             trainer.strategy.root_device,

@@ -61,6 +61,22 @@ class ShuffledSampler:
         return [order[start : start + self.global_size] for start in range(0, self.num_samples, self.global_size)]
 
 
+@dataclass(frozen=True)
+class RepeatedSampler:
+    """The first epoch of a sampler in every epoch."""
+
+    sampler: StepSampler
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        return self.sampler.num_steps
+
+    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
+        """Per step the (B,) int64 indices of its global batch, the same in every epoch."""
+        return self.sampler.epoch_batches(0)
+
+
 def split_step(indices: np.ndarray, share: Share, micro_size: int) -> list[MicroIndices]:
     """One rank's micro-batches of a global batch.
 

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import Profiler, PyTorchProfiler, SimpleProfiler
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
@@ -24,7 +25,7 @@ from trainer.engine.step_loop import StepLoop
 from trainer.errors import UserError
 from trainer.module import TrainingModule
 from trainer.observe.jsonl import JsonlLogger
-from trainer.run.files import MODEL_FILE
+from trainer.run.files import MODEL_FILE, PROFILE_DIR
 from trainer.run.record import Record
 from trainer.strategies.batchnorm import synchronise_batchnorm
 from trainer.strategies.build import build_strategy
@@ -122,7 +123,12 @@ def rank_device(world: World) -> torch.device:
 
 
 def build_trainer(
-    config: Config, world: World, run_dir: Path, callbacks: list[Callback], loggers: list[Logger]
+    config: Config,
+    world: World,
+    run_dir: Path,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    profiler: Profiler | None = None,
 ) -> pl.Trainer:
     """Build Lightning's Trainer for ranks that are already running."""
     options = config.trainer
@@ -148,6 +154,7 @@ def build_trainer(
         detect_anomaly=options.detect_anomaly,
         logger=loggers,
         callbacks=callbacks,
+        profiler=profiler,
         default_root_dir=run_dir,
         # The project has its own; the docstring of each says why.
         enable_progress_bar=False,
@@ -159,6 +166,14 @@ def build_trainer(
     # Lightning 2.6 broadcasts a SIGTERM flag and waits for the device before every step; `StopOnSignal` replaces it.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer
+
+
+def build_profiler(config: Config, world: World, run_dir: Path) -> Profiler | None:
+    """Lightning's profiler of rank 0, which writes its tables into the run directory; None where none is asked for."""
+    if config.trainer.profiler is None or world.rank != 0:
+        return None
+    kind = SimpleProfiler if config.trainer.profiler == "simple" else PyTorchProfiler
+    return kind(dirpath=run_dir / PROFILE_DIR, filename=config.trainer.profiler)
 
 
 def build_loggers(config: Config, mapping: dict[str, Any], record: Record) -> list[Logger]:

@@ -27,10 +27,12 @@ from trainer.engine.build import (
     build_data_and_module,
     build_early_stopping,
     build_loggers,
+    build_profiler,
     build_trainer,
 )
 from trainer.engine.last_evaluation import check_interval, evaluate_after_last_step
-from trainer.errors import UserError
+from trainer.engine.time_limit import TimeLimit
+from trainer.errors import UserError, counted
 from trainer.faults.stop import StopOnSignal, StopRequested
 from trainer.module import TrainingModule
 from trainer.observe.account import close_account
@@ -78,10 +80,11 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     saving = Checkpointing(config, run_dir, stop, clock)
     early_stopping = build_early_stopping(config)
     bar = [ProgressBar(metrics, console)] if config.trainer.enable_progress_bar else []
+    time_limit = [TimeLimit(config.trainer.max_time)] if config.trainer.max_time else []
     # Saving comes last: a checkpoint holds what the others have made of the step.
-    callbacks: list[Callback] = [RandomState(), metrics, stop, *bar, *early_stopping, saving]
+    callbacks: list[Callback] = [RandomState(), metrics, stop, *bar, *early_stopping, *time_limit, saving]
     loggers = build_loggers(config, mapping, record) if world.rank == 0 else []
-    trainer = build_trainer(config, world, run_dir, callbacks, loggers)
+    trainer = build_trainer(config, world, run_dir, callbacks, loggers, build_profiler(config, world, run_dir))
     evaluate_after_last_step(trainer, config)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint / STATE_FILE) if checkpoint else None)
@@ -138,8 +141,12 @@ def finish(
 
 def _cause(trainer: pl.Trainer) -> str:
     stopping = trainer.early_stopping_callback
-    early = stopping.stopping_reason_message if stopping is not None else None
-    return f"stopped early after step {trainer.global_step}: {early}" if early else f"{trainer.global_step} steps done"
+    if stopping is not None and stopping.stopping_reason_message:
+        return f"stopped early after step {trainer.global_step}: {stopping.stopping_reason_message}"
+    limit = next((callback for callback in trainer.callbacks if isinstance(callback, TimeLimit)), None)  # pyright: ignore[reportAttributeAccessIssue]
+    if limit is not None and limit.reached:
+        return f"ended after step {trainer.global_step}: trainer.max_time={limit.max_time} is reached"
+    return f"{counted(trainer.global_step, 'step')} done"
 
 
 def _finish_loggers(loggers: list[Logger], exit_code: int, model_file: Path | None) -> dict[str, str]:

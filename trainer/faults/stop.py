@@ -13,7 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from trainer.collectives import PendingAny, has_peers
+from trainer.collectives import Agreement
 from trainer.errors import EXIT_STOPPED
 from trainer.faults.signals import STOP_SIGNALS
 
@@ -28,7 +28,7 @@ class StopOnSignal(pl.Callback):
     def __init__(self) -> None:
         self.requested = False
         self.training = False
-        self.pending: PendingAny | None = None
+        self.agreement = Agreement()
         self.install()
 
     def install(self) -> None:
@@ -51,10 +51,8 @@ class StopOnSignal(pl.Callback):
         self.install()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Finish the last exchange: the process group must not be left while it runs."""
-        if self.pending is not None:
-            self.pending.read()
-            self.pending = None
+        """Finish the last exchange."""
+        self.agreement.finish()
 
     def on_test_batch_end(
         self,
@@ -74,13 +72,5 @@ class StopOnSignal(pl.Callback):
         self.on_train_end(trainer, pl_module)
 
     def agreed(self) -> bool:
-        """Whether to stop now; the same answer on all ranks, which all call this after the same steps and batches.
-
-        Several ranks receive here what the last call asked, and ask again: waiting for the sum at once would wait for
-        the device in every step. A stop is so noticed one step after the signal.
-        """
-        if not has_peers():
-            return self.requested
-        answer = self.pending.read() if self.pending is not None else False
-        self.pending = None if answer else PendingAny(self.requested)
-        return answer
+        """Whether to stop now; the same answer on all ranks, which all call this after the same steps and batches."""
+        return self.agreement.reached(self.requested)

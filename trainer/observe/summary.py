@@ -13,7 +13,7 @@ from rich.text import Text
 
 from trainer.config.schema import Config
 from trainer.observe.account import Account
-from trainer.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE
+from trainer.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE, PROFILE_DIR
 from trainer.run.metrics_file import read_metrics
 from trainer.world import World
 
@@ -56,10 +56,14 @@ def print_summary(console: Console, run_dir: Path, config: Config, account: Acco
         if name.startswith(("train/", "val/", "test/")) or name in PERFORMANCE:
             table.add_row(name, _figure(latest[name]), _best(name, lines, config))
     console.print(table)
+    if config.trainer.fast_dev_run:
+        _print(console, "fast_dev_run: training, evaluation, test and checkpoint have worked; nothing of it is kept")
+        return
     plot_curves(lines, run_dir / CURVES_FILE)
     for line in account.lines():
         _print(console, line)
     files = {"run": "", "curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
+    files |= {"profile": PROFILE_DIR} if config.trainer.profiler else {}
     for name, place in {**{name: str(run_dir / file) for name, file in files.items()}, **places}.items():
         _print(console, f"  {name:<9}{place}")
     _print(console, f"next: python -m trainer eval run={run_dir}")

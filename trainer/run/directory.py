@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,13 +37,15 @@ from trainer.run.record import Record, now
 class Run:
     """An open run directory, locked until `close` or the end of the process.
 
-    resumed: the directory existed, unfinished, and is continued. with_git_diff: run.record_git_diff.
+    resumed: the directory existed, unfinished, and is continued. with_git_diff: run.record_git_diff. kept: False where
+    the directory is removed after an attempt that has ended well (trainer.fast_dev_run).
     """
 
     directory: Path
     resumed: bool
     lock: TextIO
     with_git_diff: bool
+    kept: bool
 
     @property
     def record(self) -> Record:
@@ -73,8 +76,19 @@ class Run:
                 raise SystemExit(EXIT_STOPPED) from None
             self.record.end_attempt("failed", f"{type(error).__name__}: {error}")
             raise
+        else:
+            if not self.kept:
+                self._remove()
         finally:
             self.close()
+
+    def _remove(self) -> None:
+        """Remove the directory, and those of the fast_dev_run where they are empty."""
+        # Another rank may still write its log.
+        shutil.rmtree(self.directory, ignore_errors=True)
+        for parent in (self.directory.parent, self.directory.parent.parent):
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
@@ -86,7 +100,7 @@ def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
     directory, resumed = _choose(config, mapping)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        run = Run(directory, resumed, _lock(directory), config.run.record_git_diff)
+        run = Run(directory, resumed, _lock(directory), config.run.record_git_diff, not config.trainer.fast_dev_run)
     except OSError as error:
         raise UserError(f"run.root={config.run.root}: {directory} cannot be written ({error.strerror})") from error
     for folder in (LOGS_DIR, CHECKPOINTS_DIR):

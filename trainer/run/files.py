@@ -17,6 +17,7 @@ MODEL_FILE = "model.safetensors"
 INPUT_SPEC_FILE = "inputs.json"
 EVALUATION_FILE = "eval.json"
 LOGS_DIR = "logs"
+PROFILE_DIR = "profile"
 CHECKPOINTS_DIR = "checkpoints"
 STATE_FILE = "state.ckpt"  # of a checkpoint
 MANIFEST_FILE = "manifest.json"  # of a checkpoint

@@ -36,6 +36,8 @@ def fit(words: Sequence[str]) -> int:
         return sweep(overrides, options)
     stop_before_training()
     prepared = prepare(overrides, options)
+    if prepared.config.run.print_config and prepared.world.rank == 0:
+        print(OmegaConf.to_yaml(OmegaConf.create(prepared.mapping)), end="", flush=True)
     command = [*options.as_words(), *overrides]
     try:
         if submits(prepared.config):
