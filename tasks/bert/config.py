@@ -56,7 +56,7 @@ class BertTaskConfig(TaskConfig):
     head_lr_scale: Positive
     """Learning rate of the new head as a multiple of the encoder's; without effect on a model of random weights."""
     layer_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)]
-    """Learning rate of a layer as a share of that of the layer above; 1 is the same rate everywhere."""
+    """Share of the learning rate of the layer above that a layer has; 1 is the same rate everywhere."""
     freeze_embeddings: bool
     """Do not train the embeddings."""
     freeze_layers: Annotated[int, Field(ge=0)]
@@ -109,7 +109,7 @@ class ScratchConfig(BertModelConfig):
     """A BERT of any size with random weights and a WordPiece vocabulary trained on the training split."""
 
     vocab_size: Annotated[int, Field(ge=100)]
-    """Largest number of word pieces."""
+    """Largest vocabulary in tokens, which are word pieces."""
     hidden_size: Count
     """Width of a token's representation."""
     num_layers: Count

@@ -22,7 +22,7 @@ class CNNConfig(TaskConfig):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
     """Share of each label that is spread evenly over all classes."""
     mixup_alpha: NonNegative
-    """Blend each image with another by a share drawn from Beta(alpha, alpha); 0 blends none."""
+    """Alpha of Beta(alpha, alpha), from which the share of another image in each one is drawn; 0 blends none."""
 
 
 @settings

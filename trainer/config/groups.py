@@ -134,7 +134,7 @@ class DecayConfig(SchedulerConfig):
     """Linear or cosine decay after the warm-up."""
 
     final_fraction: Fraction
-    """Learning rate at the end as a share of the peak."""
+    """Share of the peak learning rate at the end."""
 
 
 OPTIMIZERS: Mapping[str, type[OptimizerConfig]] = {

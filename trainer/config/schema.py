@@ -82,7 +82,7 @@ class TrainerConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
     """Numeric type of weights and arithmetic."""
     max_epochs: Count | None
-    """Passes over the training set; null if only max_steps ends training."""
+    """Epochs, passes over the training set; null if only max_steps ends training."""
     max_steps: Annotated[int, Field(ge=-1)]
     """Optimizer steps; -1 if only max_epochs ends training."""
     max_time: Duration | None
@@ -198,7 +198,7 @@ class LaunchConfig(Named):
     timeout_s: Positive
     """Longest wait in a collective before the run fails, seconds."""
     max_restarts: Annotated[int, Field(ge=0)]
-    """How often the ranks are restarted from the newest checkpoint after one has failed."""
+    """Restarts of all ranks from the newest checkpoint after one has failed, at most."""
     min_nodes: Count | None
     """Fewest nodes on which training continues when some are lost; null is trainer.num_nodes."""
     max_nodes: Count | None

@@ -99,7 +99,7 @@ def _configuration_keys(words: Sequence[str]) -> str:
 
 def _predict_arguments(words: Sequence[str]) -> str:
     """The arguments of every task that predicts; of a run's task only, where run=DIR is among the words."""
-    from trainer.config.describe import describe_keys
+    from trainer.config.describe import describe_keys, keys_of
     from trainer.run.stored_config import read_stored_config
 
     runs = [word.removeprefix("run=") for word in words if word.startswith("run=")]
@@ -112,7 +112,9 @@ def _predict_arguments(words: Sequence[str]) -> str:
             continue
         fields = schema.__dataclass_fields__
         defaults = {name: field.default for name, field in fields.items() if name in vars(schema)}
-        blocks.append("\n".join([f"Arguments for a run of task={task.name}:", *describe_keys(schema, defaults)]))
+        blocks.append(
+            "\n".join([f"Arguments for a run of task={task.name}:", *describe_keys(keys_of(schema), defaults)])
+        )
     return "\n\n".join(blocks) or f"A run of task={tasks[0].name} has no predict."
 
 

@@ -19,7 +19,7 @@ class ImageDataConfig(DataConfig):
     """Images of one size, decoded once to 8 bits per channel. Without a source, for sets that are embedded."""
 
     image_size: Count | None
-    """Side of the square images, pixels; null keeps the size, which must then be the same for all images."""
+    """Pixels of a side of the square images; null keeps the size, which must then be the same for all images."""
     resize: Literal["stretch", "crop"]
     """stretch scales both sides to image_size; crop scales the shorter side down and cuts out the centre."""
     channels: Literal[1, 3] | None
@@ -27,7 +27,7 @@ class ImageDataConfig(DataConfig):
     eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Share of the training split that is held out where the set has no evaluation split."""
     crop_padding: Annotated[int, Field(ge=0)]
-    """Training only: width of a black border, pixels, out of which a window of the image's size is cut at random."""
+    """Pixels of a black border, out of which a window of the image's size is cut at random; in training only."""
     flip: bool
     """Training only: mirror images left to right with probability 0.5."""
     mean: ChannelValues | None
