@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 
 from trainer.config.schema import TrainerConfig
 from trainer.errors import UserError, shown
@@ -35,8 +37,25 @@ REPLACED = {
     "enable_checkpointing": "use checkpoint.*; a run always keeps what it resumes from",
     "gpus": "use trainer.accelerator=cuda trainer.devices=N",
     "default_root_dir": "use run.root=DIR",
+    "enable_model_summary": "the number of parameters is always printed",
+    "use_distributed_sampler": "each sample always goes to exactly one rank",
+    "limit_predict_batches": "the verb predict takes its inputs as arguments",
 }
-NO_MPS = "Apple's GPUs are not supported: no gradients are averaged there over ranks; use cpu"
+# Keys of lightning-hydra-template, and of other configurations around Lightning.
+HABITS = {
+    "trainer": "use strategy=NAME, trainer.accelerator=NAME and trainer.devices=N",
+    "train": "without a verb it trains; the verb eval evaluates",
+    "test": "the best weights are tested after training; trainer.limit_test_batches=0 leaves that out",
+    "tags": "use logger.tags=[...]",
+    "task_name": "use run.name=NAME",
+    "paths": "use run.root=DIR and data.path=DIR",
+    "extras": "print_config=true prints the configuration before training",
+    "hparams_search": "use -m sweep=optuna with a range, as in 'optimizer.lr=interval(0.001,0.1)'",
+    **dict.fromkeys(("batch_size", "data.batch_size"), "use batch.global_size=N, samples of a step over all ranks"),
+    **dict.fromkeys(("num_workers", "data.num_workers"), "a thread prepares batches: performance.prefetch_batches=N"),
+    **dict.fromkeys(("lr", "learning_rate", "model.lr", "model.optimizer.lr"), "use optimizer.lr=RATE"),
+}
+NO_MPS = "Apple's GPUs are not supported, since their ranks cannot average gradients; use cpu"
 
 
 def replace_aliases(overrides: Sequence[Override]) -> list[str]:
@@ -64,10 +83,30 @@ def replace_aliases(overrides: Sequence[Override]) -> list[str]:
     return words
 
 
+def replace_values(mapping: DictConfig) -> DictConfig:
+    """The same for what files have composed, such as a recipe of the user's own: replaces values in place.
+
+    Raises: UserError: an argument of Lightning's that another key replaces, or GPU indices.
+    """
+    node: Any = OmegaConf.to_container(mapping, resolve=False)
+    trainer = node.get("trainer") if isinstance(node.get("trainer"), dict) else {}
+    for name, value in trainer.items():
+        key = f"trainer.{name}"
+        text = str(value).replace(" ", "")
+        _check_replaced(key, f"{key}={text}")
+        canonical = _canonical(key, f"{key}={text}")
+        if canonical != text:
+            OmegaConf.update(mapping, key, None if canonical == "null" else canonical)
+    return mapping
+
+
 def _check_replaced(key: str, word: str) -> None:
     node, _, leaf = key.rpartition(".")
+    advice = HABITS.get(key) or HABITS.get(key.partition(".")[0] if node in ("paths", "extras") else "")
     if leaf in REPLACED and (node == "trainer" or (not node and leaf not in ("logger", "callbacks"))):
-        raise UserError(f"{word}: not a key here; {REPLACED[leaf]}")
+        advice = REPLACED[leaf]
+    if advice and key not in KEYS:
+        raise UserError(f"{word}: not a key here; {advice}")
 
 
 def _canonical(key: str, word: str) -> str:

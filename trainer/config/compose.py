@@ -20,8 +20,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
+from yaml import MarkedYAMLError
 
-from trainer.config.aliases import replace_aliases
+from trainer.config.aliases import replace_aliases, replace_values
 from trainer.config.debugging import apply_debugging
 from trainer.config.parsing import parse_config
 from trainer.config.schema import Config
@@ -30,6 +31,9 @@ from trainer.errors import ConfigError, UserError, nearest, shown
 from trainer.task import HOME, TaskSpec, find_tasks, get_task
 
 CONF = HOME / "conf"
+# Groups whose files set keys of any node, and need no member.
+RECIPES = ("experiment", "debug")
+GLOBAL = "such a file begins with the line `# @package _global_`, and chooses as in `defaults: [override /task: cnn]`"
 GROUPS = (
     "task", "model", "data", "optimizer", "scheduler", "strategy", "logger", "launch", "sweep", "experiment", "debug",
 )  # fmt: skip
@@ -59,6 +63,11 @@ def _check_form(word: str, override: Override) -> None:
         raise UserError(f"{word}: nothing can be deleted, since every key is needed; {advice}")
     if key in GROUPS and (override.is_add() or override.is_force_add()):
         raise UserError(f"{word}: write {word.lstrip('+')}")
+    if key in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str | list):
+        if _chooses_nothing(override):
+            return
+        members = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
+        raise UserError(f"{word}: takes the name of one {key}; possible: {', '.join(members)}")
 
 
 def chosen_members(words: Sequence[str]) -> dict[str, str]:
@@ -74,7 +83,7 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
     Raises: UserError: an unknown key, group or member, or a value that cannot be merged or resolved.
     """
     words = replace_aliases(parse_overrides(words))
-    overrides = parse_overrides(words)
+    overrides = [each for each in parse_overrides(words) if not _chooses_nothing(each)]
     for override in overrides:
         if override.is_sweep_override():
             raise UserError(
@@ -90,11 +99,22 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            return apply_debugging(compose("config", overrides=[*words, *(search if folders else [])]))
+            lines = [str(override.input_line) for override in overrides]
+            composed = compose("config", overrides=[*lines, *(search if folders else [])])
         except MissingConfigException as error:
             raise _missing_member(error, overrides) from error
         except (ConfigCompositionException, OmegaConfBaseException) as error:
             raise _bad_override(error, overrides) from error
+        except MarkedYAMLError as error:
+            raise _bad_yaml(error) from error
+    for group in RECIPES:
+        if group in composed:
+            raise UserError(f"{group}: the file sets {group}.*; {GLOBAL}")
+    return apply_debugging(replace_values(composed))
+
+
+def _chooses_nothing(override: Override) -> bool:
+    return override.key_or_group in RECIPES and not override.is_sweep_override() and override.value() is None
 
 
 def plugins_of(overrides: Sequence[Override]) -> tuple[str, ...]:
@@ -238,7 +258,14 @@ def _bad_override(error: Exception, overrides: Sequence[Override]) -> UserError:
         if f"'{key}'" in str(error):
             group = key.partition(".")[0]
             return UserError(f"{override.input_line}: the chosen {group} has no such key; others of {group}=... do")
-    return UserError(f"configuration: {_first_line(error)}")
+    advice = [GLOBAL] if "Could not override" in str(error) or "appears more than once" in str(error) else []
+    return UserError(f"configuration: {_first_line(error)}", *advice)
+
+
+def _bad_yaml(error: MarkedYAMLError) -> UserError:
+    mark = error.problem_mark
+    where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "configuration"
+    return UserError(f"{where}: no valid YAML; {error.problem}")
 
 
 def _nearest_key(key: str, siblings: Sequence[str], keys: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
-from trainer.config.aliases import KEYS, REPLACED, VALUES
+from trainer.config.aliases import HABITS, KEYS, REPLACED, VALUES
 from trainer.config.describe import Key, keys_of, plain_keys, typed_form
 from trainer.config.groups import SHARED_GROUPS
 from trainer.config.schema import Config
@@ -90,7 +90,8 @@ def _aliases() -> Iterator[str]:
     yield "An argument of Lightning's `Trainer` may be typed without `trainer.`, as in `max_epochs=3`."
     lines = [f"- `{typed}` is `{key}`" for typed, key in KEYS.items() if key != f"trainer.{typed}"]
     lines += [f"- `{key}={typed}` is `{key}={value}`" for key, all_ in VALUES.items() for typed, value in all_.items()]
-    lines += [f"- `trainer.{name}` is refused: {advice}" for name, advice in REPLACED.items()]
+    refused = {f"trainer.{name}": advice for name, advice in REPLACED.items()} | HABITS
+    lines += [f"- `{key}` is refused: {advice}" for key, advice in refused.items()]
     yield "\n".join(lines)
 
 

@@ -73,6 +73,8 @@ def parse_options(words: Sequence[str], accepted: Sequence[str]) -> tuple[Option
         if name in HYDRA_OPTIONS:
             raise UserError(f"{word}: an option of Hydra's own command line; {HYDRA_OPTIONS[name]}")
         full = SHORT.get(name, name)
+        if equals and full not in accepted and word.startswith("--"):
+            raise UserError(f"{word}: no such option; a key is written without dashes, as in {word.lstrip('-')}")
         if full not in accepted:
             raise UserError(f"{word}: no such option; possible: {', '.join((*accepted, '--help'))}")
         if full == "--multirun":
