@@ -159,3 +159,4 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert record(limited)["attempts"][-1]["cause"].endswith("trainer.max_time=0:00:00:00 is reached")
     (table,) = (profiled / "profile").glob("fit-*.txt")
     assert "aten::" in table.read_text()
+    assert any("training_step" in trace.name for trace in table.parent.glob("*.json"))

@@ -43,7 +43,7 @@ REPLACED = {
 }
 # Keys of lightning-hydra-template, and of other configurations around Lightning.
 HABITS = {
-    "trainer": "use strategy=NAME, trainer.accelerator=NAME and trainer.devices=N",
+    "trainer": "use strategy=NAME, and trainer.KEY=VALUE for accelerator, devices and others",
     "train": "without a verb it trains; the verb eval evaluates",
     "test": "the best weights are tested after training; trainer.limit_test_batches=0 leaves that out",
     "tags": "use logger.tags=[...]",

@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.profilers import PassThroughProfiler
 
 from trainer.module import TrainingModule
 
@@ -25,6 +26,7 @@ class StepLoop(_TrainingEpochLoop):
 
     starts: list[Hook]
     ends: list[Hook]
+    profiled: bool
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Lightning's hook, once an epoch: find the hooks that are called in each step."""
@@ -32,6 +34,7 @@ class StepLoop(_TrainingEpochLoop):
         callbacks = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         self.starts = overridden(callbacks, "on_train_batch_start")
         self.ends = overridden(callbacks, "on_train_batch_end")
+        self.profiled = not isinstance(self.trainer.profiler, PassThroughProfiler)  # pyright: ignore[reportAttributeAccessIssue]
         # Where `self.log` of a step is accounted for.
         self.module._current_fx_name = "training_step"
 
@@ -43,8 +46,8 @@ class StepLoop(_TrainingEpochLoop):
         return module
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """Lightning's hook: one step. The first one after a restart, which may be none, is left to Lightning."""
-        if self.restarting:
+        """Lightning's hook: one step. The first after a restart, which may be none, and profiled ones are its own."""
+        if self.restarting or self.profiled:
             super().advance(data_fetcher)
             return
         if self.val_loop.restarting:
