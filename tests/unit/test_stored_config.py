@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainer.cli import main
 from trainer.config import identity
 from trainer.config.compose import compose_mapping, typed
 from trainer.config.identity import config_to_mapping
+from trainer.errors import ConfigError
 from trainer.run.stored_config import read_stored_config
 
 WORDS = [*SPIRALS_WORDS, "run.name=run", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
@@ -74,6 +76,23 @@ def test_the_values_of_a_task_come_before_those_of_every_task(tmp_path: Path) ->
     plain = without(OmegaConf.to_container(mapping), lacking)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
     assert read_stored_config(tmp_path).config == typed(mapping)[0]
+
+
+def test_a_task_without_a_file_gets_the_values_of_every_task(old: Path) -> None:
+    from spirals.config import TASK  # pyright: ignore[reportMissingImports]
+
+    renamed = replace(TASK, name="renamed", conf=None)
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    complete = {"strategy": {"name": "auto"}, "sweep": {"name": "grid", "parallel": 1}, "task": {"name": "renamed"}}
+    file = old / "config.yaml"
+    file.write_text(yaml.safe_dump({**config, **complete}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.config.compose.get_task", lambda name, plugins: renamed)
+        with pytest.raises(ConfigError) as error:
+            read_stored_config(old)
+    # Groups are not filled; the other nodes are.
+    missing = {problem.key for problem in error.value.problems}
+    assert missing == {"launch.endpoint", "model.dropout", "data.num_test", "scheduler.final_fraction"}
 
 
 def test_a_member_without_a_file_keeps_its_own_problem(old: Path, capsys: pytest.CaptureFixture[str]) -> None:

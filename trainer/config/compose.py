@@ -158,12 +158,16 @@ def compose_members(mapping: DictConfig) -> DictConfig:
 
     Args: mapping: a configuration. A member is known by the name in its node, which is that of its file, except where
         the task picks another file for that name by default.
-    Raises: UserError: there is no such task.
+    Returns: only the nodes without a group where the task itself has no file. Raises: UserError: there is no such task.
     """
     plugins = [str(folder) for folder in mapping.get("plugins") or ()]
     names = {group: OmegaConf.select(mapping, f"{group}.name") for group in GROUPS}
     own = get_task(str(names["task"]), plugins).conf
     folders = [folder for folder in (CONF, own) if folder is not None]
+    if not any((folder / "task" / f"{names['task']}.yaml").exists() for folder in folders):
+        plain: Any = OmegaConf.load(CONF / "config.yaml")
+        del plain["defaults"]
+        return plain
     words = [f"plugins={json.dumps(plugins)}", f"task={names['task']}"]
     composed = compose_mapping(words)
     for group, name in names.items():
