@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.errors import UserError
 
@@ -83,6 +83,14 @@ def decide_on_rank_0(decide: Callable[[], Any]) -> Any:
     if "error" in message:
         raise UserError(*message["error"])
     return message["value"]
+
+
+def broadcast_weights(network: nn.Module, device: torch.device) -> None:
+    """Give every rank rank 0's parameters and buffers of a network that is not sharded yet."""
+    for tensor in [*network.parameters(), *network.buffers()]:
+        full = tensor.detach().to(device)
+        dist.broadcast(full, src=0)
+        tensor.data.copy_(full)
 
 
 class PendingAny:

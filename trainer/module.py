@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, cast
 
@@ -93,6 +93,16 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
     @abstractmethod
     def evaluation_metrics(self, metrics_prefix: str) -> Mapping[str, float | Tensor]:
         """Metrics over all ranks since the last call, without prefix ("loss", "accuracy"); called on all ranks."""
+
+    def own_names(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights of a file that init.from names, under this module's names; override it to take those of others."""
+        return weights
+
+    def on_weights_loaded(self, sha256: str, new: Sequence[str]) -> None:
+        """The networks hold the weights of init.from. Called on all ranks, before the optimizers are built.
+
+        Args: sha256: of the file. new: names of the tensors that start at random values, such as those of a new head.
+        """
 
     def setup(self, stage: str) -> None:
         """Lightning's hook, before the strategy wraps the networks: without a wrapper they are called as they are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tasks.bert.config import BertModelConfig, BertTaskConfig, EncoderConfig, IntentsConfig
+from tasks.bert.config import BertModelConfig, BertTaskConfig, EncoderConfig, IntentsConfig, ScratchConfig
 from tasks.bert.input_spec import InputSpec, read_tokenizer
 from tasks.bert.intents import intent_splits
 from tasks.bert.labels import Labels, is_unlabelled, listing
@@ -31,6 +31,7 @@ from trainer.data.texts.length_sampler import LengthGroupedSampler
 from trainer.data.texts.tables import TEXT, TEXT_PAIR, TextColumns, arrange_columns, read_table
 from trainer.data.texts.tokenization import tokenize_split
 from trainer.errors import UserError
+from trainer.run.init_source import source_key, source_run
 
 if TYPE_CHECKING:
     import datasets
@@ -76,13 +77,32 @@ class TextData(DataModule[BertConfigs]):
             train = splits["train"]
             texts = (text for column in self.columns for text in train[column])
             fingerprint = f"{split_fingerprint(train)} {self.columns}"
-            self.tokenizer = build_tokenizer(self.config.model, texts, fingerprint)
+            self.tokenizer = self._new_tokenizer(texts, fingerprint)
             self._check_length()
         for name, split in splits.items():
             self._tokenize(name, split)
         self.sets = self.token_sets
         if self.spec is None and is_first_rank():
             self._warn()
+
+    def _new_tokenizer(self, texts: Iterable[str], fingerprint: str) -> PreTrainedTokenizerBase:
+        """The tokenizer of a run that begins; with init.from that of the weights, to which it gives their meaning.
+
+        Raises: UserError: the vocabulary of those weights is unknown, or it is not the model's.
+        """
+        init, model = self.config.init, self.config.model
+        if init.from_ is None and init.ckpt_path is None:
+            return build_tokenizer(model, texts, fingerprint)
+        run = source_run(init)
+        if isinstance(model, ScratchConfig):
+            if run is not None:
+                return read_tokenizer(run)
+            reason = f"a file outside of a run, and the vocabulary of model={model.name} is learned by each run"
+            raise UserError(f"{source_key(init)}: {reason}", "name the directory of the run that has the weights")
+        tokenizer = build_tokenizer(model, texts, fingerprint)
+        if run is not None and read_tokenizer(run).get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"{source_key(init)}: its run has another vocabulary than model={model.name}")
+        return tokenizer
 
     def _names(self) -> Sequence[str]:
         data = self.config.data

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,12 @@ class BertModule(SupervisedModule[BertConfig]):
             rows = {name: (self.data.joined_texts(name), sets[name].labels) for name in ("train", *evaluated)}
             metrics |= tfidf_metrics(rows.pop("train"), rows, self.task.kind)
         return metrics
+
+    def on_weights_loaded(self, sha256: str, new: Sequence[str]) -> None:
+        """See TrainingModule: only a new head is at random values, and has a learning rate of its own."""
+        initialised = [name.removeprefix("model.") for name in new]
+        loaded = [name for name in self.model.state_dict() if name not in initialised]
+        self.built = replace(self.built, sha256=sha256, loaded=loaded, initialised=initialised, unused=[])
 
     def on_fit_start(self) -> None:
         """Report the origin of the weights on the terminal and in the log."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +52,11 @@ class DCGANModule(TrainingModule[DCGANRunConfig]):
     def networks(self) -> Mapping[str, nn.Module]:
         """Both networks; the generator's optimizer ends the step."""
         return {"discriminator": self.discriminator, "generator": self.generator}
+
+    def on_weights_loaded(self, sha256: str, new: Sequence[str]) -> None:
+        """See TrainingModule: the average starts at the generator."""
+        if self.averaged is not None:
+            self.averaged.load_state_dict(self.generator.state_dict())
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Sample grids at a cadence, and a warning on collapse."""

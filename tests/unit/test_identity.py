@@ -68,7 +68,8 @@ def is_listed(config: Config, key: str) -> bool:
 def test_every_key_that_is_not_listed_changes_the_hash(name: str) -> None:
     config = composed(*CONFIGURATIONS[name])
     base = identity_hash(config)
-    keys = list(leaves(config))
+    # A source that is named counts by the content of its file: tests/unit/test_init.py.
+    keys = [key for key in leaves(config) if not key.startswith("init.")]
     assert len(keys) > 60
     for key in keys:
         assert (identity_hash(changed(config, key)) != base) == (not is_listed(config, key)), key

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from pytorch_lightning.plugins import TorchCheckpointIO
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import UserError
@@ -46,6 +48,29 @@ def read_state(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "state_dict" not in state:
         raise UserError(f"checkpoint={file}: holds no state_dict")
     return state
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Weights by name in host memory, from safetensors, a checkpoint with a state_dict, or a state_dict of torch's.
+
+    Raises: UserError: it cannot be read without running code from it, is damaged, or holds no weights.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        # torch cannot map files of its older format, which published weights still have.
+        content = torch.load(file, map_location="cpu", mmap=is_zipfile(file), weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{file}: damaged, or no safetensors ({error})") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+        raise UserError(f"{file}: damaged, no file of torch's, or one that would run code when it is read") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    weights = {str(name): value for name, value in (state or {}).items() if isinstance(value, Tensor)}
+    if not weights:
+        raise UserError(f"{file}: holds no weights by name")
+    return weights
 
 
 def write_weights(weights: Mapping[str, Tensor], target: Path) -> None:

@@ -21,6 +21,7 @@ KEYS = {
     "trainer.strategy": "strategy",
     "print_config": "run.print_config",
     "extras.print_config": "run.print_config",
+    **dict.fromkeys(("ckpt_path", "trainer.ckpt_path"), "init.ckpt_path"),
 }
 VALUES = {
     "trainer.accelerator": {"gpu": "cuda"},

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from trainer.config.identity import config_to_mapping
-from trainer.config.schema import Config, Named
+from trainer.config.schema import Config, Named, key_of
 from trainer.errors import shown
 
 WIDTH = 110
@@ -89,8 +89,13 @@ def describe_keys(keys: Iterable[Key], values: Mapping[str, Any], prefix: str = 
 
 def _meaning(schema: type[Any], name: str) -> str:
     """The docstring of a field; pydantic keeps that of an inherited one only in the class that declares it."""
-    declared = (vars(each).get("__pydantic_fields__", {}).get(name) for each in schema.__mro__)
-    text = next((field.description for field in declared if field is not None and field.description), None)
+    declared = (
+        field
+        for each in schema.__mro__
+        for known, field in vars(each).get("__pydantic_fields__", {}).items()
+        if key_of(known) == name
+    )
+    text = next((field.description for field in declared if field.description), None)
     return " ".join((text or "").split())
 
 

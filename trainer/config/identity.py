@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from trainer.config.schema import Config, Named
+from trainer.config.schema import Config, Named, key_of
 
 # Keys that say where, how fast or how often something is done, not what is computed. Whatever stands neither here nor
 # in a node's own NOT_IDENTITY is part of the identity, so a new key is unless its author decides otherwise.
@@ -16,6 +16,7 @@ NOT_IDENTITY = frozenset(
     {
         "batch.micro_size",
         "checkpoint",
+        "init",  # by the content of its file, see `identity`
         "launch",
         "logger",
         "performance",
@@ -55,7 +56,11 @@ ADDED: Mapping[str, Any] = {
 def identity(config: Config[Any, Any, Any]) -> dict[str, Any]:
     """What defines the experiment, by dotted key: two runs with the same identity give the same curve."""
     without_effect = set(_without_effect(config))
-    return {key: value for key, value in _leaves(config, "") if key not in without_effect}
+    found = {key: value for key, value in _leaves(config, "") if key not in without_effect}
+    init = config.init
+    if init.from_ is not None or init.ckpt_path is not None:
+        found["init"] = f"{'weights' if init.ckpt_path is None else 'state'} sha256:{init.sha256}"
+    return found
 
 
 def identity_hash(config: Config[Any, Any, Any]) -> str:
@@ -91,7 +96,7 @@ def hash8(value: Any) -> str:
 def config_to_mapping(node: Any) -> Any:
     """A typed configuration as plain containers, as `config.yaml`, the hash and W&B take it."""
     if is_dataclass(node) and not isinstance(node, type):
-        return {field.name: config_to_mapping(getattr(node, field.name)) for field in fields(node)}
+        return {key_of(field.name): config_to_mapping(getattr(node, field.name)) for field in fields(node)}
     if isinstance(node, (list, tuple)):
         return [config_to_mapping(value) for value in node]
     if isinstance(node, Mapping):
@@ -103,7 +108,7 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of all fields below a node that are not excluded by name."""
     own = node.NOT_IDENTITY if isinstance(node, Named) else frozenset()
     for field in fields(node):
-        key, value = f"{prefix}{field.name}", getattr(node, field.name)
+        key, value = f"{prefix}{key_of(field.name)}", getattr(node, field.name)
         if key in NOT_IDENTITY or field.name in own:
             continue
         if is_dataclass(value):

@@ -31,7 +31,20 @@ def _is_duration(text: str) -> str:
 
 Duration = Annotated[str, AfterValidator(_is_duration)]
 
-STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+def key_of(field: str) -> str:
+    """The key of a field: a trailing underscore only keeps its name apart from Python's keywords."""
+    return field.removesuffix("_")
+
+
+STRICT = ConfigDict(
+    extra="forbid",
+    strict=True,
+    use_attribute_docstrings=True,
+    allow_inf_nan=False,
+    alias_generator=key_of,
+    validate_by_name=True,
+    validate_by_alias=True,
+)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -176,6 +189,24 @@ class CheckpointConfig:
 
 
 @settings
+class InitConfig:
+    """What a new run starts from; a run that is resumed reads only its own checkpoints. See docs/checkpoints.md."""
+
+    from_: str | None
+    """Run, checkpoint or file (.safetensors, .pt, .pth, .ckpt) whose weights the networks start from; optimizer, step
+    and schedule start anew. null starts from the model's own weights."""
+    ckpt_path: str | None
+    """Checkpoint, or run whose last one it is, whose whole state a new run continues from: weights, optimizer, step,
+    random numbers. null starts at step 0."""
+    strict: bool
+    """With init.from: refuse a file unless every tensor matches; false lets input and output layers of another shape
+    start anew, and lists what the networks do not have."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    """Expected SHA-256 of the file; null accepts any. config.yaml of a run holds that of the file it has started
+    from."""
+
+
+@settings
 class RunConfig:
     """The run directory, <root>/<task>/<name>."""
 
@@ -266,6 +297,7 @@ class Config(Generic[TaskT, ModelT, DataT]):
     performance: PerformanceConfig
     monitor: MonitorConfig
     checkpoint: CheckpointConfig
+    init: InitConfig
     run: RunConfig
     launch: LaunchConfig
     sweep: SweepConfig

@@ -24,7 +24,7 @@ def validate(config: Config, task: TaskSpec, world: World, trains: bool = True) 
     Args: trains: False where a trained model is applied, which takes no steps and so no global batch.
     Raises: ConfigError: with every problem found.
     """
-    training_checks = (_length, _batch, _optimizer, _monitor, _logger)
+    training_checks = (_length, _batch, _optimizer, _monitor, _logger, _init)
     checks = (*(training_checks if trains else ()), _precision, _run)
     problems = [problem for check in checks for problem in check(config, world)]
     problems += _strategy(config, world, task)
@@ -111,6 +111,17 @@ def _monitor(config: Config, world: World) -> Iterator[Problem]:
         yield Problem("monitor.metric", config.monitor.metric, advice)
     if config.monitor.patience is not None and config.trainer.limit_val_batches == 0:
         yield Problem("monitor.patience", config.monitor.patience, "needs evaluations: trainer.limit_val_batches > 0")
+
+
+def _init(config: Config, world: World) -> Iterator[Problem]:
+    init = config.init
+    if init.from_ is not None and init.ckpt_path is not None:
+        advice = "continues a whole state, weights included; leave out init.from, or give only init.from"
+        yield Problem("init.ckpt_path", init.ckpt_path, advice)
+    if init.sha256 is not None and init.from_ is None and init.ckpt_path is None:
+        yield Problem("init.sha256", init.sha256, "has no effect without init.from or init.ckpt_path")
+    if init.strict and init.from_ is None:
+        yield Problem("init.strict", True, "has no effect without init.from")
 
 
 def _run(config: Config, world: World) -> Iterator[Problem]:

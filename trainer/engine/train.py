@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from trainer.checkpoint.callback import Checkpointing
+from trainer.checkpoint.initial import describe_weights, start_from_weights
 from trainer.checkpoint.random_state import RandomState
 from trainer.checkpoint.resume import choose_checkpoint, choose_final_checkpoint
 from trainer.checkpoint.weights import read_state, write_weights
@@ -29,6 +30,7 @@ from trainer.engine.build import (
     build_loggers,
     build_profiler,
     build_trainer,
+    rank_device,
 )
 from trainer.engine.last_evaluation import check_interval, evaluate_after_last_step
 from trainer.engine.time_limit import TimeLimit
@@ -70,12 +72,16 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     module.clock = data.clock = clock
     check_interval(config, data)
     decide_on_rank_0(lambda: _record_data(record, data, resumed=checkpoint is not None))
+    start_weights = None
+    if checkpoint is None and config.init.from_ is not None:
+        start_weights = start_from_weights(config, module, rank_device(world))
     if world.rank == 0:
         facts = {"data": dict(data.describe()), "model": _model_facts(module)}
         record.update(**facts)
         if checkpoint is None:
             data.write_input_spec(run_dir)
-        print_start(console, run_dir, config, world, facts, checkpoint)
+            record.update(init=start_weights)
+        print_start(console, run_dir, config, world, facts, _origin(checkpoint, start_weights))
     metrics = TrainingMetrics(config.trainer.log_every_n_steps, config.trainer.precision, clock)
     saving = Checkpointing(config, run_dir, stop, clock)
     early_stopping = build_early_stopping(config)
@@ -102,6 +108,13 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         console.print(cause, highlight=False)
         print_summary(console, run_dir, config, account, places)
     return Outcome("finished", cause)
+
+
+def _origin(checkpoint: Path | None, start_weights: dict[str, Any] | None) -> list[str]:
+    """Lines about where the attempt begins."""
+    if checkpoint is not None:
+        return [f"resuming from {checkpoint.name}"]
+    return describe_weights(start_weights) if start_weights is not None else []
 
 
 def _record_data(record: Record, data: DataModule, resumed: bool) -> None:

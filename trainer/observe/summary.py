@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ PERFORMANCE = {
 
 
 def print_start(
-    console: Console, run_dir: Path, config: Config, world: World, facts: Mapping[str, Any], checkpoint: Path | None
+    console: Console, run_dir: Path, config: Config, world: World, facts: Mapping[str, Any], origin: Sequence[str]
 ) -> None:
-    """Print directory, model, ranks and data, and whether the run is resumed.
+    """Print directory, model, ranks and data, and where the attempt begins.
 
-    Args: facts: "model" with its num_parameters by network, and "data" with strings or mappings by name.
+    Args: facts: "model" with its num_parameters by network, and "data" with strings or mappings by name. origin: lines
+    about the checkpoint or the weights.
     """
     _print(console, str(run_dir), style="bold")
     num_parameters = sum(facts["model"]["num_parameters"].values())
@@ -38,8 +39,8 @@ def print_start(
     _print(console, f"{config.model.name} ({num_parameters:,} parameters) on {config.data.name}; {where}")
     for name, value in facts["data"].items():
         _print(console, f"  {name}: {_plain(value)}")
-    if checkpoint is not None:
-        _print(console, f"resuming from {checkpoint.name}")
+    for line in origin:
+        _print(console, line)
 
 
 def print_summary(console: Console, run_dir: Path, config: Config, account: Account, places: Mapping[str, str]) -> None:

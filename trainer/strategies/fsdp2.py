@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from trainer.clock import StepClock
+from trainer.collectives import broadcast_weights
 from trainer.config.strategies import FSDP2Config
 from trainer.errors import UserError
 from trainer.strategies.ddp import ParallelNetworkStrategy, make_contiguous
@@ -57,6 +58,7 @@ class FSDP2Strategy(ParallelNetworkStrategy):
         self.setup_precision_plugin()
 
     def _shard(self, network: nn.Module) -> None:
+        # As DistributedDataParallel does; once sharded they cannot be compared.
         broadcast_weights(network, self.root_device)
         make_contiguous(network)
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
@@ -199,14 +201,6 @@ class TimedReduceScatter(DefaultReduceScatter):
         """See DefaultReduceScatter."""
         with self.clock.communicating():
             return super().__call__(*args, **kwargs)
-
-
-def broadcast_weights(network: nn.Module, device: torch.device) -> None:
-    """Give every rank rank 0's weights, as DistributedDataParallel does; once sharded they cannot be compared."""
-    for tensor in [*network.parameters(), *network.buffers()]:
-        full = tensor.detach().to(device)
-        torch.distributed.broadcast(full, src=0)
-        tensor.data.copy_(full)
 
 
 def move_unsharded(module: nn.Module, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from trainer.config.validation import validate
 from trainer.errors import UserError
 from trainer.launch.discover import plan_world, submitted_world
 from trainer.launch.submit import submits
+from trainer.run.init_source import with_source
 from trainer.task import TaskSpec
 from trainer.world import World
 
@@ -125,4 +126,5 @@ def prepare(
     find_world = find_world or (submitted_world if submits(config) else plan_world)
     world = find_world(config.trainer, config.launch)
     validate(config, task, world)
-    return PreparedRun(config, without_secrets(composed), task, world)
+    config, mapping = with_source(config, without_secrets(composed))
+    return PreparedRun(config, mapping, task, world)
