@@ -10,6 +10,8 @@ from tasks.cnn.config import LARGEST_SMALL_IMAGE, ResNetConfig
 from trainer.config.schema import ModelConfig
 
 STAGE_WIDTHS = (64, 128, 256, 512)
+# Blocks of each stage.
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 
 def build_model(model: ModelConfig, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -19,8 +21,8 @@ def build_model(model: ModelConfig, shape: tuple[int, int, int], num_classes: in
     """
     if isinstance(model, ResNetConfig):
         large = model.stem == "imagenet" or (model.stem == "auto" and max(shape[1:]) > LARGEST_SMALL_IMAGE)
-        block, depths = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet50": (Bottleneck, (3, 4, 6, 3))}[model.name]
-        return ResNet(block, depths, shape[0], num_classes, large)
+        block = {"resnet18": BasicBlock, "resnet50": Bottleneck}[model.name]
+        return ResNet(block, DEPTHS[model.name], shape[0], num_classes, large)
     return {"lenet5": LeNet5, "reference_cnn": ReferenceCNN}[model.name](shape, num_classes)
 
 

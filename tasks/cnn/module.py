@@ -13,8 +13,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from tasks.cnn.config import CNNConfig, size_problem
 from tasks.cnn.data import CNNData, MixupBatch
-from tasks.cnn.models import build_model, count_flops
+from tasks.cnn.models import DEPTHS, build_model, count_flops
 from tasks.cnn.report import ClassReport
+from tasks.cnn.torchvision_names import from_torchvision
 from trainer.config.schema import Config, ModelConfig
 from trainer.data.images.batches import ImageBatch
 from trainer.data.images.config import ImageDataConfig
@@ -43,6 +44,11 @@ class CNNModule(SupervisedModule[CNNRunConfig]):
         self.val_metrics = Metrics(len(spec.class_names))
         self.test_metrics = Metrics(len(spec.class_names))
         self.confusion: dict[str, Tensor] = {}
+
+    def own_names(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See TrainingModule: a ResNet also takes torchvision's names."""
+        depths = DEPTHS.get(self.config.model.name)
+        return weights if depths is None else from_torchvision(weights, depths)
 
     def describe(self) -> Mapping[str, object]:
         """Facts for the run's record."""
