@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "faults": {"errors", "collectives"},
     "launch": {*CONTRACTS, "faults"},
     "strategies": {*CONTRACTS, "module"},
-    "checkpoint": {*CONTRACTS, "faults", "module", "observe", "optim"},
+    "checkpoint": {*CONTRACTS, "faults", "data", "module", "observe", "optim"},
     "observe": {*CONTRACTS, "data", "module"},
     "engine": {*CONTRACTS, "faults", "data", "module", "strategies", "checkpoint", "observe", "report"},
     "verbs": {*CONTRACTS, "data", "faults", "launch", "engine", "estimate"}

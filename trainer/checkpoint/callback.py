@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.weights import read_state
 from trainer.clock import StepClock
+from trainer.config.identity import identity_hash
 from trainer.config.schema import Config
 from trainer.errors import UserError, nearest
 from trainer.faults.stop import StopOnSignal, StopRequested
@@ -37,7 +38,7 @@ class Checkpointing(pl.Callback):
         self.best_value: float | None = None
         self.best_step: int | None = None
         self.saved_step: int | None = None
-        self.stopping = self.evaluation_pending = False
+        self.stopping = self.evaluation_pending = self.recorded = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,14 +122,16 @@ class Checkpointing(pl.Callback):
             "strategy": type(trainer.strategy).__name__,
             "metrics": metrics,
             "best_step": self.best_step,
+            "hash": identity_hash(self.config),
             "metrics_bytes": flush_metrics(self.run_dir),
         }
         self.store.commit(step, facts)
         if self.best_step is not None:
             self.store.link("best", self.store.path(self.best_step))
-        if self.saved_step is None:
+        if not self.recorded:
             # From here on a start at step 0 would lose progress, even if the checkpoints are gone.
             Record(self.run_dir).update(checkpointed=True)
+            self.recorded = True
         self.store.prune(self.config.checkpoint.keep, self.best_step)
 
     def on_save_checkpoint(
@@ -170,8 +173,13 @@ class Checkpointing(pl.Callback):
         return best is None or (value < best if self.config.monitor.mode == "min" else value > best)
 
     def _due(self, trainer: pl.Trainer) -> bool:
-        every = self.config.checkpoint.every_n_steps
-        return every is not None and trainer.global_step % every == 0
+        """Whether the cadence falls on this step, or max_steps ends training at it.
+
+        By `on_train_end` Lightning has counted an epoch that max_steps cuts short as completed, so a longer run that
+        goes on from there would leave out the rest of the epoch.
+        """
+        every, step = self.config.checkpoint.every_n_steps, trainer.global_step
+        return (every is not None and step % every == 0) or step == self.config.trainer.max_steps
 
     def _stop(self, trainer: pl.Trainer) -> NoReturn:
         raise StopRequested(f"after step {trainer.global_step}, saved")

@@ -31,6 +31,7 @@ def _is_duration(text: str) -> str:
 
 Duration = Annotated[str, AfterValidator(_is_duration)]
 
+
 def key_of(field: str) -> str:
     """The key of a field: a trailing underscore only keeps its name apart from Python's keywords."""
     return field.removesuffix("_")

@@ -16,9 +16,9 @@ from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from trainer.checkpoint.callback import Checkpointing
-from trainer.checkpoint.initial import describe_weights, start_from_weights
 from trainer.checkpoint.random_state import RandomState
 from trainer.checkpoint.resume import choose_checkpoint, choose_final_checkpoint
+from trainer.checkpoint.start import choose_start
 from trainer.checkpoint.weights import read_state, write_weights
 from trainer.collectives import decide_on_rank_0
 from trainer.config.schema import Config
@@ -72,28 +72,27 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     module.clock = data.clock = clock
     check_interval(config, data)
     decide_on_rank_0(lambda: _record_data(record, data, resumed=checkpoint is not None))
-    start_weights = None
-    if checkpoint is None and config.init.from_ is not None:
-        start_weights = start_from_weights(config, module, rank_device(world))
+    origin = choose_start(config, module, data, checkpoint, rank_device(world))
     if world.rank == 0:
         facts = {"data": dict(data.describe()), "model": _model_facts(module)}
         record.update(**facts)
         if checkpoint is None:
             data.write_input_spec(run_dir)
-            record.update(init=start_weights)
-        print_start(console, run_dir, config, world, facts, _origin(checkpoint, start_weights))
+            record.update(init=origin.init)
+        print_start(console, run_dir, config, world, facts, origin.lines)
     metrics = TrainingMetrics(config.trainer.log_every_n_steps, config.trainer.precision, clock)
     saving = Checkpointing(config, run_dir, stop, clock)
     early_stopping = build_early_stopping(config)
     bar = [ProgressBar(metrics, console)] if config.trainer.enable_progress_bar else []
     time_limit = [TimeLimit(config.trainer.max_time)] if config.trainer.max_time else []
     # Saving comes last: a checkpoint holds what the others have made of the step.
-    callbacks: list[Callback] = [RandomState(), metrics, stop, *bar, *early_stopping, *time_limit, saving]
+    parts = [*bar, *origin.callbacks, *early_stopping, *time_limit]
+    callbacks: list[Callback] = [RandomState(), metrics, stop, *parts, saving]
     loggers = build_loggers(config, mapping, record) if world.rank == 0 else []
     trainer = build_trainer(config, world, run_dir, callbacks, loggers, build_profiler(config, world, run_dir))
     evaluate_after_last_step(trainer, config)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint / STATE_FILE) if checkpoint else None)
+        trainer.fit(module, datamodule=data, ckpt_path=str(origin.state) if origin.state else None)
         metrics.log_window(trainer)
         # Lightning counts an epoch that max_steps has cut short as completed, but not where nothing is left to train.
         trainer.fit_loop.epoch_progress.current.completed = metrics.epoch
@@ -108,13 +107,6 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         console.print(cause, highlight=False)
         print_summary(console, run_dir, config, account, places)
     return Outcome("finished", cause)
-
-
-def _origin(checkpoint: Path | None, start_weights: dict[str, Any] | None) -> list[str]:
-    """Lines about where the attempt begins."""
-    if checkpoint is not None:
-        return [f"resuming from {checkpoint.name}"]
-    return describe_weights(start_weights) if start_weights is not None else []
 
 
 def _record_data(record: Record, data: DataModule, resumed: bool) -> None:

@@ -21,10 +21,9 @@ from trainer.report.charts import SECTIONS, SETS, Chart, build_charts, mean_shar
 from trainer.report.figures import COLORS, bokeh_script, color_of, dash_of, figure_json
 from trainer.report.pictures import read_gallery
 from trainer.report.read import RunData, RunReader, unique_labels
-from trainer.run.files import METRICS_FILE, write_text
+from trainer.run.files import METRICS_FILE, REPORT_FILE, write_text
 
 ASSETS = Path(__file__).with_name("assets")
-REPORT_FILE = "report.html"
 log = logging.getLogger(__name__)
 
 

@@ -30,6 +30,7 @@ from trainer.run.files import (
     write_json,
     write_text,
 )
+from trainer.run.lengthening import LENGTHS, is_longer, lengthen
 from trainer.run.record import Record, now
 
 
@@ -92,7 +93,8 @@ class Run:
 
 
 def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
-    """Resume the unfinished run of this identity, or create a new directory beside the finished ones.
+    """Resume the unfinished run of this identity, make a named run longer, or create a new directory beside the
+    finished ones.
 
     Args: mapping: the composed configuration, secrets as references, written to config.yaml.
     Raises: UserError: the run is in use, or run.name belongs to another experiment.
@@ -107,6 +109,8 @@ def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
         (directory / folder).mkdir(exist_ok=True)
     if not resumed:
         write_json(run.record.file, _new_record(config, mapping))
+    elif run.record.read()["hash"] != identity_hash(config):
+        lengthen(run.record, identity_hash(config), recorded_identity(config, mapping))
     write_text(directory / CONFIG_FILE, yaml.safe_dump(dict(mapping), sort_keys=False))
     return run
 
@@ -133,14 +137,20 @@ def _choose(config: Config, mapping: Mapping[str, Any]) -> tuple[Path, bool]:
         return latest or candidate, False
     record = Record(latest).read()
     if record["hash"] != identity_hash(config):
+        if config.run.name is None:  # a run that was made longer under its own name
+            return candidate, False
         if _never_trained(latest):
             # Its configuration was probably an error that this one corrects. `_lock` refuses a run that is starting.
             return latest, False
         old, new = record["identity"], recorded_identity(config, mapping)
-        differing = ", ".join(key for key in {**old, **new} if old.get(key) != new.get(key))
+        differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        if is_longer(old, new, differing) and not config.run.fresh:
+            return latest, True
         raise UserError(
-            f"run.name={config.run.name}: {latest} holds another experiment; it differs in {differing}",
-            "choose another run.name, or leave it out",
+            f"run.name={config.run.name}: {latest} holds another experiment; it differs in {', '.join(differing)}",
+            "a run can be made longer, not shorter"
+            if set(differing) <= set(LENGTHS)
+            else "choose another run.name, or leave it out",
         )
     if record["status"] == "finished" or config.run.fresh:
         return candidate, False

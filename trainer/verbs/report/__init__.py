@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import EXIT_DONE, UserError, nearest
-from trainer.report.page import REPORT_FILE, write_report
+from trainer.report.page import write_report
+from trainer.run.files import REPORT_FILE
 
 COMPARISON_FILE = "comparison.html"
 ARGUMENTS = ("run", "out", "serve", "root", "port")
