@@ -12,6 +12,7 @@ import io
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Generic, cast
 
 import pytorch_lightning as pl
@@ -102,6 +103,12 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         """The networks hold the weights of init.from. Called on all ranks, before the optimizers are built.
 
         Args: sha256: of the file. new: names of the tensors that start at random values, such as those of a new head.
+        """
+
+    def write_results(self, run_dir: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write the trained model in further forms beside model.safetensors. Called on rank 0, at the end of a run.
+
+        Args: weights: full tensors by their names in this module.
         """
 
     def setup(self, stage: str) -> None:

@@ -18,8 +18,10 @@ from tasks.bert.baseline import constant_metrics, tfidf_metrics
 from tasks.bert.config import BertConfig, BertTaskConfig
 from tasks.bert.data import TextData
 from tasks.bert.flops import EncoderFlops
+from tasks.bert.huggingface import write_directory
 from tasks.bert.metrics import ClassMetrics, ScoreMetrics, TextMetrics, named, write_confusion
 from tasks.bert.models import announce, build_model, describe, encoder_layers, freeze, takes_types
+from tasks.bert.pooling import MeanPoolingClassifier
 from trainer.collectives import all_reduce_sum
 from trainer.config.groups import MuonConfig
 from trainer.data.batch import StepBatch
@@ -28,6 +30,7 @@ from trainer.data.texts.buffer import TokenBatch
 from trainer.errors import UserError
 from trainer.module import StepSums, SupervisedModule
 from trainer.observe.images import log_image
+from trainer.run.files import HF_DIR
 
 SAMPLES_FOLDER = "samples"
 
@@ -102,6 +105,16 @@ class BertModule(SupervisedModule[BertConfig]):
                 logger.log_metrics(self.baselines, step=self.trainer.global_step)
             if self.confusion is not None:
                 self._write_confusion("val", self.confusion)
+
+    def write_results(self, run_dir: Path, weights: Mapping[str, Tensor]) -> None:
+        """See TrainingModule: a directory for transformers, which has no class for the project's mean-pooled head."""
+        if isinstance(self.model, MeanPoolingClassifier):
+            print(f"{HF_DIR}/ is not written: transformers has no classifier with a mean-pooled head, as this one has")
+            return
+        network = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+        moments = (weights["target_mean"], weights["target_std"]) if self.task.kind == "regression" else None
+        length = self.config.data.max_length
+        write_directory(run_dir / HF_DIR, self.built.model.config, network, self.data.tokenizer, length, moments)
 
     # ---- the step
 

@@ -66,13 +66,15 @@ def test_a_layer_of_another_shape_starts_anew_and_is_named(source: Path, tmp_pat
     save_file(weights | head, tmp_path / "five.safetensors")
     module, facts = started(f"init.from={tmp_path / 'five.safetensors'}")
     fresh, _ = started(f"init.from={source}")
-    torch.manual_seed(0)
     assert torch.equal(module.state_dict()["model.0.weight"], weights["model.0.weight"])
     own = module.state_dict()["model.3.weight"]
     assert own.shape == (2, 32) and own.abs().max() > 0
     assert not torch.equal(own, fresh.state_dict()["model.3.weight"])
     assert facts["new"] == ["model.3.weight", "model.3.bias"]
     assert facts["unused"] == ["model.9.weight"]
+    # The bias would fit, but belongs to weights that do not.
+    save_file(weights | {"model.3.weight": torch.zeros(2, 5)}, tmp_path / "narrow.safetensors")
+    assert started(f"init.from={tmp_path / 'narrow.safetensors'}")[1]["new"] == facts["new"]
     lines = describe_weights(facts)
     assert "random" in lines[1] and "model.3.weight, model.3.bias" in lines[1] and "model.9.weight" in lines[2]
 

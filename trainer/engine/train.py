@@ -141,6 +141,7 @@ def finish(
     if trainer.is_global_zero:
         with module.clock.within("checkpoint"):
             write_weights(state["state_dict"], path)
+        module.write_results(run_dir, state["state_dict"])
     return path
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from trainer.config.schema import Config
 from trainer.observe.account import Account
-from trainer.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE, PROFILE_DIR
+from trainer.run.files import CURVES_FILE, HF_DIR, METRICS_FILE, MODEL_FILE, PROFILE_DIR
 from trainer.run.metrics_file import read_metrics
 from trainer.world import World
 
@@ -65,6 +65,7 @@ def print_summary(console: Console, run_dir: Path, config: Config, account: Acco
         _print(console, line)
     files = {"run": "", "curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
     files |= {"profile": PROFILE_DIR} if config.trainer.profiler else {}
+    files |= {"hf": HF_DIR} if (run_dir / HF_DIR).exists() else {}
     for name, place in {**{name: str(run_dir / file) for name, file in files.items()}, **places}.items():
         _print(console, f"  {name:<9}{place}")
     _print(console, f"next: python -m trainer eval run={run_dir}")
