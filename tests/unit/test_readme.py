@@ -63,6 +63,10 @@ def test_the_default_run_has_the_directory_that_the_readme_shows(command_line: C
     done = command_line("report", f"run={RUN}")
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").exists()
+    (line,) = [line for line in TRAINER if f"init.from={RUN}" in line]
+    done = command_line(*shlex.split(line), "debug=smoke")
+    assert done.returncode == 0, done.stderr
+    assert f"weights of {RUN}/model.safetensors: 10 tensors" in done.stdout
 
 
 def test_every_command_is_known_to_these_tests() -> None:
