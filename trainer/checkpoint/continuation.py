@@ -28,11 +28,13 @@ WHOLE_STATE = (
 )  # fmt: skip
 # Where a state stands in the data depends on these.
 SAME_KEYS = ("seed", "batch.global_size", "trainer.limit_train_batches")
+# In the keys of states of callbacks that have ended, or would end, training.
+ENDS_TRAINING = ("EarlyStopping", "TimeLimit")
 NO_BEST = {"best_value": None, "best_step": None}
 
 
 class Continuation(pl.Callback):
-    """Gives optimizers and schedules the values of the new configuration, and lets early stopping count anew.
+    """Gives optimizers and schedules the new configuration's values; early stopping and max_time count anew.
 
     The learning rate of a step is what the new schedule gives at it, as if the run had had it from the start. torch
     would keep the old optimizer's values, and the last learning rate of the old schedule for one more step.
@@ -53,7 +55,7 @@ class Continuation(pl.Callback):
         self.saved = [state["param_groups"] for state in checkpoint["optimizer_states"]]
         for schedule in checkpoint["lr_schedulers"]:
             schedule.pop("base_lrs", None)
-        for key in [key for key in checkpoint["callbacks"] if "EarlyStopping" in key]:
+        for key in [key for key in checkpoint["callbacks"] if any(name in key for name in ENDS_TRAINING)]:
             del checkpoint["callbacks"][key]
         if not self.own:
             checkpoint[STATE_KEY] = {**checkpoint[STATE_KEY], **NO_BEST}
