@@ -63,6 +63,14 @@ def test_one_rank_fails(fault: str, code: int, printed: str, tmp_path: Path) -> 
         assert len(done.stderr.strip().split("\n")) <= 3
 
 
+def test_a_rank_that_elastic_ends_before_the_first_step_does_not_say_that_the_run_stopped(tmp_path: Path) -> None:
+    done = run_warm(COMMAND, cwd=tmp_path, env={"FAULT": "early:1:0"})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "data.path=x: the planted user error\nchange it\n"
+    assert json.loads((tmp_path / "outputs" / "faulty" / "faulty" / "run.json").read_text())["status"] == "failed"
+
+
 def test_killing_a_rank_ends_the_rest(tmp_path: Path) -> None:
     with WarmPopen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL) as parent:
         ranks = wait_for_training(parent, tmp_path)

@@ -36,8 +36,6 @@ def fit(words: Sequence[str]) -> int:
         return sweep(overrides, options)
     stop_before_training()
     prepared = prepare(overrides, options)
-    if prepared.config.run.print_config and prepared.world.rank == 0:
-        print(OmegaConf.to_yaml(OmegaConf.create(prepared.mapping)), end="", flush=True)
     command = [*options.as_words(), *overrides]
     try:
         if submits(prepared.config):
@@ -72,10 +70,18 @@ def _fit_here(prepared: PreparedRun) -> int:
         if world.launcher == "elastic":
             words = ["fit", str(run.directory), *plugins_word(config.plugins)]
             start_ranks(world, config.launch, words, run.directory)
-            return EXIT_STOPPED if run.record.read()["status"] == "stopped" else EXIT_DONE
+            record = run.record.read()
+            if record["status"] == "stopped":
+                _print_stop(record["attempts"][-1]["cause"])
+                return EXIT_STOPPED
+            return EXIT_DONE
         set_up_rank_logs(run.directory, world)
         with process_group(config, world):
             return fit_on_rank(prepared, run.directory)
+
+
+def _print_stop(cause: str) -> None:
+    print(f"stopped {cause.removeprefix('on request ')}; the same command resumes", flush=True)
 
 
 def fit_joined(prepared: PreparedRun) -> int:
@@ -98,12 +104,15 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> int:
     world = prepared.world
     if world.rank == 0:
         _report_restart(run_dir)
+        if prepared.config.run.print_config:
+            print(OmegaConf.to_yaml(OmegaConf.create(prepared.mapping)), end="", flush=True)
     try:
         outcome = train(prepared.config, prepared.mapping, prepared.task, world, run_dir)
     except StopRequested as request:
         outcome = Outcome("stopped", f"on request {request}")
-        if world.rank == 0:
-            print(f"stopped {request}; the same command resumes", flush=True)
+        # Elastic ends a rank by the same signal where another one has failed: the parent knows.
+        if world.rank == 0 and world.launcher != "elastic":
+            _print_stop(outcome.cause)
     if world.rank == 0:
         Record(run_dir).end_attempt(outcome.status, outcome.cause)
     if outcome.status == "finished":
