@@ -59,6 +59,22 @@ class Times:
         return sum(spent for state, spent in self.states.items() if state not in BETWEEN_STEPS) / 1e9
 
 
+class _Within:
+    """A class, since a generator's context would cost twice as much."""
+
+    __slots__ = ("before", "clock", "network", "state")
+
+    def __init__(self, clock: StepClock, state: State, network: str) -> None:
+        self.clock, self.state, self.network = clock, state, network
+
+    def __enter__(self) -> None:
+        self.before = self.clock.state, self.clock.network
+        self.clock.enter(self.state, self.network)
+
+    def __exit__(self, *error: object) -> None:
+        self.clock.enter(*self.before)
+
+
 class StepClock:
     """Counts on the host. A period is what lies between two calls of `take`.
 
@@ -88,15 +104,9 @@ class StepClock:
         self.enter(self.state, self.network)
         self._end_step()
 
-    @contextmanager
-    def within(self, state: State, network: str = "") -> Iterator[None]:
+    def within(self, state: State, network: str = "") -> _Within:
         """Be in a state within the block, then again in the one before."""
-        before = self.state, self.network
-        self.enter(state, network)
-        try:
-            yield
-        finally:
-            self.enter(*before)
+        return _Within(self, state, network)
 
     @contextmanager
     def communicating(self) -> Iterator[None]:

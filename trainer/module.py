@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import io
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypeVar
@@ -39,6 +40,30 @@ class NetworkStrategy:
     def accumulating(self, network: str, last: bool) -> AbstractContextManager[object]:
         """Wrap one forward and backward; gradients of `network` are reduced over ranks in a step's `last` one only."""
         return nullcontext()
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Lightning's hook: scale float16 losses and compute gradients, without its hooks of every callback."""
+        scaler = getattr(self._precision, "scaler", None)
+        loss = closure_loss if scaler is None else scaler.scale(closure_loss)
+        loss.backward(*args, **kwargs)
+        return closure_loss
+
+    def optimizer_step(
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any],
+        model: pl.LightningModule | nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Lightning's hook, likewise; where float16 gradients have a scale, Lightning's own."""
+        if getattr(self._precision, "scaler", None) is not None:
+            return super().optimizer_step(optimizer, closure, model, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        cast(Strategy, self).lightning_module.on_before_optimizer_step(optimizer)  # pyright: ignore[reportOptionalMemberAccess]
+        return optimizer.step(**kwargs)
+
+    @property
+    def _precision(self) -> Any:
+        return cast(Strategy, self).precision_plugin
 
     def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
         """The norm of all gradients together, a scalar that is the same on all ranks."""

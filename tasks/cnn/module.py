@@ -61,19 +61,22 @@ class CNNModule(SupervisedModule[CNNRunConfig]):
     def loss(self, network: nn.Module, micro: ImageBatch) -> tuple[Tensor, StepSums]:
         """Cross-entropy summed over the valid rows, and the number of right predictions; see SupervisedModule."""
         images = self.transform(micro.images, micro.draws)
-        targets = [(micro.labels, torch.ones_like(micro.draws[:, 0]))]
+        smoothing = self.config.task.label_smoothing
         if isinstance(micro, MixupBatch):
             share = micro.share[:, None, None, None]
             images = images * share + self.transform(micro.partner_images, micro.partner_draws) * (1 - share)
-            targets = [(micro.labels, micro.share), (micro.partner_labels, 1 - micro.share)]
-        logits = network(images.to(self.dtype))[: micro.num_valid].float()
-        predicted = logits.argmax(dim=1)
-        loss_sum, right = logits.new_zeros(()), logits.new_zeros(())
-        for labels, shares in targets:
-            labels, shares = labels[: micro.num_valid], shares[: micro.num_valid]
-            losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.config.task.label_smoothing)
-            loss_sum = loss_sum + (losses * shares).sum()
-            right = right + ((predicted == labels) * shares).sum()
+        logits = valid(network(images.to(self.dtype)), micro.num_valid).float()
+        labels, predicted = valid(micro.labels, micro.num_valid), logits.argmax(dim=1)
+        if isinstance(micro, MixupBatch):
+            loss_sum, right = logits.new_zeros(()), logits.new_zeros(())
+            partner = micro.partner_labels[: micro.num_valid], 1 - micro.share[: micro.num_valid]
+            for targets, shares in ((labels, micro.share[: micro.num_valid]), partner):
+                losses = cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+                loss_sum = loss_sum + (losses * shares).sum()
+                right = right + ((predicted == targets) * shares).sum()
+        else:
+            loss_sum = cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+            right = (predicted == labels).sum(dtype=torch.float32)
         flops = float(self.flops) * (1 + BACKWARD_FLOPS) * micro.num_valid
         return loss_sum, {"accuracy": right, "num_flops": torch.full_like(right, flops)}
 
@@ -90,6 +93,11 @@ class CNNModule(SupervisedModule[CNNRunConfig]):
 
     def _metrics(self, prefix: str) -> Metrics:
         return self.val_metrics if prefix == "val" else self.test_metrics
+
+
+def valid(outputs: Tensor, num_valid: int) -> Tensor:
+    """The first rows; a slice of all of them would be two more operations. Shapes: (B, ...) -> (num_valid, ...)."""
+    return outputs if len(outputs) == num_valid else outputs[:num_valid]
 
 
 class Metrics(nn.Module):

@@ -55,8 +55,9 @@ class StepLoader(Generic[B]):
             if batch is None:
                 self.clock.enter("other")
                 return
-            self.clock.enter("host_to_device")
-            batch = batch.to(self.device)
+            if self.device.type != "cpu":
+                self.clock.enter("host_to_device")
+                batch = batch.to(self.device)
             self.clock.enter("other")
             yield batch
 

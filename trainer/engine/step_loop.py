@@ -2,8 +2,8 @@
 
 For every hook of every callback, also where nobody overrides it, Lightning's own enters a profiler's context, formats a
 line for its debug log and sets an attribute of the module: 85 contexts a step, a tenth of a small model's time
-(docs/performance.md). Here the overridden hooks are called, and nothing else is different: the progress that is saved
-and restored, evaluations, stops and `self.log` remain Lightning's.
+(docs/performance.md). Here the overridden hooks are called. The progress that is saved and restored, evaluations and
+stops remain Lightning's. What a step logs is what it returns: `self.log` is for evaluations.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ class StepLoop(_TrainingEpochLoop):
         self.starts = overridden(callbacks, "on_train_batch_start")
         self.ends = overridden(callbacks, "on_train_batch_end")
         self.profiled = not isinstance(self.trainer.profiler, PassThroughProfiler)  # pyright: ignore[reportAttributeAccessIssue]
-        # Where `self.log` of a step is accounted for.
-        self.module._current_fx_name = "training_step"
 
     @property
     def module(self) -> TrainingModule:
@@ -57,7 +55,6 @@ class StepLoop(_TrainingEpochLoop):
         number = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
         progress.increment_ready()
-        trainer._logger_connector.on_batch_start(batch)
         for hook in self.starts:
             hook(trainer, module, batch, number)
         module.on_train_batch_start(batch, number)
@@ -65,15 +62,11 @@ class StepLoop(_TrainingEpochLoop):
         # Lightning counts a step where the last network's optimizer takes one.
         self.manual_optimization.on_run_start()
         outputs = trainer.strategy.training_step(batch, number)
-        self.manual_optimization.on_run_end()
         progress.increment_processed()
         for hook in self.ends:
             hook(trainer, module, outputs, batch, number)
         module.on_train_batch_end(outputs, batch, number)  # pyright: ignore[reportArgumentType]
-        trainer._logger_connector.on_batch_end()
         progress.increment_completed()
-        if self._results:
-            trainer._logger_connector.update_train_step_metrics()
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         """Lightning's hook: evaluate where it is due, or stop."""

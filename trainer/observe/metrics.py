@@ -37,6 +37,8 @@ class TrainingMetrics(pl.Callback):
         self.clock = clock
         self.names: list[str] = []
         self.sums: Tensor | None = None
+        # Sums of the last step by name, which other callbacks may read and not change.
+        self.of_step = torch.zeros(0)
         self.num_samples = self.num_steps = 0
         self.peaks: Peaks | None = None
         # Of all ranks in this attempt.
@@ -72,8 +74,11 @@ class TrainingMetrics(pl.Callback):
 
     def _add(self, trainer: pl.Trainer, module: TrainingModule, sums: StepSums, batch: StepBatch[Any]) -> None:
         self.names = list(sums)
-        values = torch.stack([value.detach().to(torch.float64) for value in sums.values()])
-        self.sums = values if self.sums is None else self.sums.to(values.device).add_(values)
+        self.of_step = torch.stack([value.detach().to(torch.float64) for value in sums.values()])
+        if self.sums is None:
+            self.sums = self.of_step.clone()
+        else:
+            self.sums = self.sums.to(self.of_step.device).add_(self.of_step)
         self.num_samples += batch.num_samples
         self.num_steps += 1
         self.epoch = trainer.current_epoch

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -17,7 +16,8 @@ from trainer.data.batch import StepBatch
 from trainer.module import StepSums
 from trainer.observe.metrics import TrainingMetrics
 
-REDRAW_EVERY_S = 0.5
+# A redraw takes milliseconds.
+REDRAW_EVERY_S = 1.0
 
 
 class ProgressBar(pl.Callback):
@@ -33,7 +33,8 @@ class ProgressBar(pl.Callback):
         self.redraw_at = 0.0
         # Epoch of the last step, counted from 1; Lightning's own is one further once the last epoch has ended.
         self.epoch = 0
-        self.losses: dict[str, Tensor] = {}
+        # Sums of all metrics of the steps since the last line, in the order of `metrics.names`.
+        self.sums: Tensor | None = None
         self.num_samples = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,15 +63,12 @@ class ProgressBar(pl.Callback):
     ) -> None:
         """Add the step's losses, and redraw the bar if it is due."""
         with self.metrics.clock.within("logging"):
-            self._add(trainer, outputs, batch)
+            self._add(trainer, batch)
 
-    def _add(self, trainer: pl.Trainer, outputs: StepSums, batch: StepBatch[Any]) -> None:
+    def _add(self, trainer: pl.Trainer, batch: StepBatch[Any]) -> None:
         self.epoch = trainer.current_epoch + 1
         self.num_samples += batch.num_samples
-        for name, value in outputs.items():
-            if name.startswith("loss"):
-                value = value.detach().to(torch.float64)
-                self.losses[name] = self.losses[name] + value if name in self.losses else value
+        self.sums = self.metrics.of_step.clone() if self.sums is None else self.sums.add_(self.metrics.of_step)
         if self.progress is not None and time.monotonic() >= self.redraw_at:
             self.redraw_at = time.monotonic() + REDRAW_EVERY_S
             self._draw(trainer)
@@ -96,11 +94,11 @@ class ProgressBar(pl.Callback):
     def _print_line(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
         """Print the training loss and `values`; called on all ranks."""
         shown = dict(sorted(values.items()))
-        if self.losses:
-            totals = all_reduce_sum(torch.stack(list(self.losses.values()))).tolist()
-            means = (total / self.num_samples for total in totals)
-            shown = dict(zip((f"train/{name}" for name in self.losses), means, strict=True)) | shown
-        self.losses, self.num_samples = {}, 0
+        if self.sums is not None:
+            totals = zip(self.metrics.names, all_reduce_sum(self.sums).tolist(), strict=True)
+            losses = {f"train/{name}": total / self.num_samples for name, total in totals if name.startswith("loss")}
+            shown = losses | shown
+        self.sums, self.num_samples = None, 0
         if trainer.is_global_zero:
             metrics = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
             line = f"epoch {self.epoch}  step {trainer.global_step}  {metrics}"
