@@ -65,7 +65,9 @@ class _Within:
     __slots__ = ("before", "clock", "network", "state")
 
     def __init__(self, clock: StepClock, state: State, network: str) -> None:
-        self.clock, self.state, self.network = clock, state, network
+        self.clock, self.network = clock, network
+        self.state: State = state
+        self.before: tuple[State, str] = ("other", "")
 
     def __enter__(self) -> None:
         self.before = self.clock.state, self.clock.network

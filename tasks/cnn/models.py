@@ -160,14 +160,19 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.norm3.weight)
 
 
-def count_flops(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of one image's forward pass, a multiply-add being two, counted on the meta device."""
+def count_flops(model: nn.Module, shape: tuple[int, int, int], training: bool = False) -> int:
+    """Floating-point operations of one image, a multiply-add being two, counted on the meta device.
+
+    Args: training: of the forward and the backward pass, which has no gradient of the image; else of the former alone.
+    """
     from copy import deepcopy
 
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
     shadow = deepcopy(model).to("meta").eval()
-    with counter, torch.no_grad():
-        shadow(torch.empty(1, *shape, device="meta"))
+    with counter, torch.set_grad_enabled(training):
+        logits = shadow(torch.empty(1, *shape, device="meta"))
+        if training:
+            logits.sum().backward()
     return counter.get_total_flops()

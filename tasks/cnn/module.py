@@ -22,9 +22,6 @@ from trainer.data.images.config import ImageDataConfig
 from trainer.errors import ConfigError
 from trainer.module import StepSums, SupervisedModule
 
-BACKWARD_FLOPS = 2  # relative to the forward pass: two matrix products for each of its products
-
-
 CNNRunConfig = Config[CNNConfig, ModelConfig, ImageDataConfig]
 
 
@@ -41,6 +38,7 @@ class CNNModule(SupervisedModule[CNNRunConfig]):
         self.model = build_model(config.model, spec.form.shape, len(spec.class_names))
         self.transform = data.transform()
         self.flops = count_flops(self.model, spec.form.shape)
+        self.training_flops = count_flops(self.model, spec.form.shape, training=True)
         self.val_metrics = Metrics(len(spec.class_names))
         self.test_metrics = Metrics(len(spec.class_names))
         self.confusion: dict[str, Tensor] = {}
@@ -77,8 +75,8 @@ class CNNModule(SupervisedModule[CNNRunConfig]):
         else:
             loss_sum = cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
             right = (predicted == labels).sum(dtype=torch.float32)
-        flops = float(self.flops) * (1 + BACKWARD_FLOPS) * micro.num_valid
-        return loss_sum, {"accuracy": right, "num_flops": torch.full_like(right, flops)}
+        flops = float(self.training_flops * micro.num_valid)
+        return loss_sum, {"accuracy": right, "num_flops": torch.full_like(right, flops, dtype=torch.float64)}
 
     def evaluation_step(self, batch: ImageBatch, metrics_prefix: str) -> None:
         """Add the valid rows of a batch to the metrics of "val" or "test"."""

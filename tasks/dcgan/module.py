@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tasks.dcgan.config import IMAGE_SIZES, DCGANConfig, DCGANModel
 from tasks.dcgan.data import DCGANData, GanBatch, ScoreBatch
 from tasks.dcgan.features import FeatureNetwork, build_features
+from tasks.dcgan.flops import count_step_flops
 from tasks.dcgan.losses import discriminator_loss, generator_loss
 from tasks.dcgan.networks import Discriminator, Generator, sample_images
 from tasks.dcgan.noise import Stream, normal
@@ -48,6 +49,10 @@ class DCGANModule(TrainingModule[DCGANRunConfig]):
         self.transform = ImageTransform(half, half, data.crop_padding, data.flip, layout)
         self.features: FeatureNetwork = build_features(config.task.features, image_shape)
         self.table = FeatureTable(num_scored)
+        # Of a step and image, by whether the generator's update reuses the discriminator's images.
+        counted = self.generator, self.discriminator, config.model.latent_size, image_shape
+        steps = config.task.discriminator_steps
+        self.flops = {reused: count_step_flops(*counted, steps, reused) for reused in (True, False)}
 
     def networks(self) -> Mapping[str, nn.Module]:
         """Both networks; the generator's optimizer ends the step."""
@@ -78,7 +83,10 @@ class DCGANModule(TrainingModule[DCGANRunConfig]):
             # their graphs would have to be kept, so the same images are generated again.
             keep = number == self.task.discriminator_steps - 1 and len(batch.micro_batches) == 1
             sums, kept = self._train_discriminator(batch, number, keep)
-        return sums | self._train_generator(batch, kept)
+        sums |= self._train_generator(batch, kept)
+        num_images = sum(micro.num_valid for micro in batch.micro_batches)
+        num_flops = float(num_images * self.flops[kept is not None])
+        return sums | {"num_flops": torch.full_like(sums["loss_g"], num_flops, dtype=torch.float64)}
 
     def _train_discriminator(
         self, batch: StepBatch[GanBatch], number: int, keep: bool

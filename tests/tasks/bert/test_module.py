@@ -229,6 +229,28 @@ def test_flops_match_those_that_torch_counts(config):
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
+SHIPPED = {
+    "bert_tiny": BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512),
+    "minilm": BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
+    "bert_base": BertConfig(),
+    "bert_large": BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+    "modernbert": ModernBertConfig(),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_flops_of_the_shipped_sizes_are_those_that_torch_counts(name):
+    """On the meta device: nothing is computed. ModernBERT's local attention is as long as these texts."""
+    config = SHIPPED[name]
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+        ids = torch.ones(2, 64, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=ids).logits.sum().backward()
+    assert EncoderFlops.of(model)(torch.full((2,), 64)).item() == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
 def test_flops_of_bert_are_the_published_formula():
     model = AutoModelForSequenceClassification.from_config(BERT)
     s, h, layers = 50, 64, 3

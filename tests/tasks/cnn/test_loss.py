@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.cnn.data import CNNData, MixupBatch, MixupSet
 from tasks.cnn.module import CNNModule
@@ -47,7 +48,20 @@ def test_loss_is_the_sum_over_valid_rows(smoothing: float) -> None:
     logits = module.model(images)[:13]
     torch.testing.assert_close(loss, cross_entropy(logits, batch.labels[:13], smoothing).sum())
     assert sums["accuracy"] == (logits.argmax(1) == batch.labels[:13]).sum()
-    assert sums["num_flops"] == 3 * 13 * module.flops
+    assert sums["num_flops"] == 13 * module.training_flops
+
+
+@pytest.mark.parametrize("model", ["lenet5", "reference_cnn", "resnet18", "resnet50"])
+def test_flops_are_those_that_torch_counts(model: str) -> None:
+    module, data = built(f"model={model}")
+    batch = data.sets["train"].gather(np.arange(3), 3, epoch=0)
+    assert isinstance(batch, ImageBatch)
+    with FlopCounterMode(display=False) as counter:
+        loss, sums = module.loss(module.model, batch)
+        loss.backward()
+    assert float(sums["num_flops"]) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    # Three times the forward pass would count a gradient of the images, a tenth of LeNet-5's operations.
+    assert module.training_flops < 3 * module.flops
 
 
 def gradients(module: CNNModule, batch: MicroBatch) -> list[Tensor]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.dcgan.data import DCGANData
 from tasks.dcgan.module import DCGANModule, frozen
@@ -54,6 +56,33 @@ def train(folder: Path, config: Config, data: DCGANData, module: DCGANModule, wo
     trainer = build_trainer(config, world, folder, [], [])
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == NUM_STEPS
+
+
+class CountedSteps(pl.Callback):
+    """The operations that torch counts in each step, and those that the step reports."""
+
+    def __init__(self) -> None:
+        self.counter = FlopCounterMode(display=False)
+        self.pairs: list[tuple[float, int]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.counter.__enter__()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.counter.__exit__(None, None, None)
+        self.pairs.append((float(outputs["num_flops"]), self.counter.get_total_flops()))
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["task.discriminator_steps=2"], ["batch.micro_size=8"], ["model.spectral_norm=true"]]
+)
+def test_flops_are_those_that_torch_counts(words: list[str], tmp_path: Path) -> None:
+    config, data, module, world = built(*words, "trainer.max_steps=2")
+    counted = CountedSteps()
+    build_trainer(config, world, tmp_path, [counted], []).fit(module, datamodule=data)
+    assert len(counted.pairs) == 2
+    for reported, expected in counted.pairs:
+        assert reported == pytest.approx(expected, rel=0.01)
 
 
 def ordinary_loop(config: Config, data: DCGANData, discriminator: nn.Module, generator: nn.Module) -> list[float]:
