@@ -12,6 +12,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from trainer.clock import StepClock
 from trainer.data.batch import StepBatch
 from trainer.engine.build import build_data_and_module, build_trainer
+from trainer.observe.device_state import device_state
 from trainer.observe.flops import Peaks
 from trainer.observe.metrics import TrainingMetrics
 from trainer.verbs.prepare import Options, prepare
@@ -57,6 +58,19 @@ def test_throughput_is_that_of_a_known_clock(monkeypatch: pytest.MonkeyPatch) ->
         assert line["perf/flops_per_s"] == pytest.approx(FLOPS / STEP_S)
         assert line["perf/mfu"] == pytest.approx(FLOPS / STEP_S / (2 * PEAK))
         assert line["perf/mfu_measured"] == pytest.approx(FLOPS / STEP_S / PEAK)
+
+
+def test_the_driver_is_asked_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML's units are percent, milliwatts, degrees and MHz."""
+    answers = {"utilization": 87, "power_draw": 412_000, "temperature": 61, "clock_rate": 1980}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr("trainer.observe.device_state.find_spec", lambda name: None)
+    assert device_state(gpu) == {}
+    monkeypatch.setattr("trainer.observe.device_state.find_spec", lambda name: object())
+    state = {"utilization": 0.87, "power_w": 412.0, "temperature_c": 61.0, "clock_mhz": 1980.0}
+    assert device_state(gpu) == {f"sys/gpu_{name}": value for name, value in state.items()}
 
 
 def gradient_norm(folder: Path, fused: bool, scaler: torch.amp.GradScaler | None) -> float:

@@ -240,6 +240,14 @@ def test_a_running_run_and_a_torn_last_line_are_reported(tmp_path: Path) -> None
     assert "no end recorded" in page
 
 
+def test_what_bounds_a_run_is_a_key_figure(tmp_path: Path) -> None:
+    verdict = {"bound": "data", "share": 0.62, "advice": "performance.prefetch_batches=4"}
+    run = write_run(tmp_path / "run", time={"verdict": verdict})
+    assert main(["report", f"run={run}"]) == 0
+    page = (run / "report.html").read_text()
+    assert "data 62%" in page and "try performance.prefetch_batches=4" in page
+
+
 @pytest.mark.parametrize("value", [None, "a word", [1], {}], ids=str)
 def test_a_record_without_facts_is_reported(value: object, tmp_path: Path) -> None:
     """As of a run that was killed before it had built its model."""
@@ -247,7 +255,7 @@ def test_a_record_without_facts_is_reported(value: object, tmp_path: Path) -> No
     attempts = [{**ATTEMPT, **dict.fromkeys(parts, value)}, {}]
     config = dict.fromkeys(("task", "model", "data", "monitor"), value)
     for name, given in (("a", attempts), ("b", [])):
-        write_run(tmp_path / name, config=config, attempts=given, data=value, model=value)
+        write_run(tmp_path / name, config=config, attempts=given, data=value, model=value, time=value)
     assert main(["report", f"run={tmp_path / 'a'}"]) == 0
     runs = [f"run={tmp_path / name}" for name in "ab"]
     assert main(["report", *runs, f"out={tmp_path / 'page.html'}"]) == 0

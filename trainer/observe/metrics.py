@@ -15,6 +15,7 @@ from trainer.clock import StepClock, Times
 from trainer.collectives import all_gather_json, all_reduce_sum
 from trainer.data.batch import StepBatch
 from trainer.module import StepSums, TrainingModule
+from trainer.observe.device_state import device_state
 from trainer.observe.flops import Peaks, find_peaks
 from trainer.observe.step_time import RankTimes, state_of, step_metrics
 
@@ -158,7 +159,7 @@ class TrainingMetrics(pl.Callback):
             per_device = {f"{name}_per_device": rate / trainer.world_size for name, rate in metrics.items()}
             metrics |= {name: rate for name, rate in per_device.items() if "/samples_" in name or "/tokens_" in name}
         if device.type == "cuda":
-            metrics |= _memory(device)
+            metrics |= _memory(device) | device_state(device)
         if self.peaks is not None and "flops" in rates:
             self.num_flops += rates["flops"]
             achieved = rates["flops"] / elapsed_s / trainer.world_size

@@ -148,6 +148,10 @@ def key_figures(run: RunData) -> list[Figure]:
     mfu = median(run, "perf/mfu")
     if mfu is not None:
         figures.append(Figure("MFU", f"{mfu:.1%}", "median"))
+    verdict = mapping_in(mapping_in(run.record, "time"), "verdict")
+    share = verdict.get("share")
+    if isinstance(share, float):
+        figures.append(Figure("bound by", f"{verdict.get('bound')} {share:.0%}", f"try {verdict.get('advice')}"))
     parameters = num_parameters(run)
     if parameters is not None:
         figures.append(Figure("parameters", f"{parameters:,}", group_name(run, "model")))
