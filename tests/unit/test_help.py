@@ -33,6 +33,8 @@ def test_every_verb_has_a_page_of_its_own(capsys: pytest.CaptureFixture[str]) ->
         assert printed(capsys, "help", verb) == page
     assert printed(capsys, "help") == overview
     assert "optimizer=adam adam_gan adamw muon sgd" in overview
+    assert "debug=fdr" in overview and "docs/from_lightning.md" in overview
+    assert len(overview.split("\n")) <= 50, "one screen"
 
 
 def test_the_page_of_fit_has_every_key_with_type_value_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
