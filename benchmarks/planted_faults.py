@@ -53,8 +53,8 @@ FAULTS = {
     ),
     "exit code 75 of a joined rank turned into 0": Fault(
         "trainer/verbs/fit.py",
-        'world.launcher == "elastic" else EXIT_STOPPED',
-        'world.launcher == "elastic" else EXIT_DONE',
+        "create_stop_file() else EXIT_STOPPED",
+        "create_stop_file() else EXIT_DONE",
         "tests/distributed/test_torchrun.py::test_ranks_of_srun_stop_with_exit_code_75",
     ),
     "filler rows counted in CNN evaluation": Fault(

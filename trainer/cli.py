@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from trainer.errors import EXIT_DONE, EXIT_USER, UserError, nearest
+from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_USER, RankFailure, UserError, nearest
 
 RANK_0_PRINTS_FIRST_S = 3.0
 EXIT_PIPE = 141  # as a shell reports a process that SIGPIPE has ended
@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The launcher ends all ranks when the first one exits, which must not be before rank 0 has printed.
             time.sleep(RANK_0_PRINTS_FIRST_S)
         return EXIT_USER
+    except RankFailure as failure:
+        print(failure, file=sys.stderr)
+        return EXIT_BUG
     except BrokenPipeError:
         if "torch" in sys.modules:  # training or evaluation: it may be another pipe, and its loss is worth a traceback
             raise
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(words: list[str]) -> int:
     """Dispatch the verb, which is the first word if that has no "=". Raises: UserError."""
     if "--version" in words:
-        from trainer import __version__
+        from trainer.version import __version__
 
         print(__version__)
         return EXIT_DONE

@@ -22,6 +22,11 @@ def has_peers() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def is_first_rank() -> bool:
+    """Whether this process prints and writes."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum a tensor over all ranks in place and return it."""
     if dist.is_available() and dist.is_initialized():

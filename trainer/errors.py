@@ -29,6 +29,10 @@ class UserError(Exception):
         return str(self).split("\n")
 
 
+class RankFailure(Exception):
+    """A rank that was started failed. The message names the rank, the cause and its log; exit code 1."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One error in the configuration.

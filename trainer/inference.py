@@ -1,14 +1,15 @@
 """What a task says about a trained model, apart from how it was trained.
 
 An `Inference` is built from a run directory alone: configuration, weights and what the run has kept of its data (label
-names, normalisation, tokenizer). It never reads training data. The verb `predict` uses it, and what applies, exports or
-serves a model builds on it.
+names, normalisation, tokenizer). It never reads training data, and is what `trainer.load` returns. The verb `predict`
+uses it, and what applies, exports or serves a model builds on it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -34,16 +35,32 @@ class ExampleInputs:
     dynamic: Mapping[str, Mapping[int, str]]
 
 
-class Inference(ABC):
-    """A trained model on raw inputs.
+class BadInput(UserError):
+    """One of the inputs cannot be used. Args: number: its position, from 0. reason: what is wrong with it."""
 
-    network: in evaluation mode on `device`; takes the tensors of `preprocess` by name and returns one tensor.
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"input {number}: {reason}")
+        self.number, self.reason = number, reason
+
+
+class Inference(ABC):
+    """A trained model on raw inputs: `model(inputs)` gives results, `model.outputs(inputs)` the tensor they come from.
+
+    Both compute batch by batch, in the order of the inputs, in the precision of the configuration.
+
     metric: the evaluation metric, without prefix, that says whether a changed network is still as good.
+    network: in evaluation mode on `device`; takes the tensors of `preprocess` by name and returns one tensor.
     """
 
     metric: str
-    network: nn.Module
-    device: torch.device
+
+    def __init__(self, config: Config[Any, Any, Any], network: nn.Module, device: torch.device) -> None:
+        """Args: network: with the run's weights, in whatever type they are stored."""
+        self.config, self.device = config, device
+        dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
+        self.network = network.requires_grad_(False).eval().to(device, dtype)
+        if config.performance.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     @abstractmethod
@@ -52,7 +69,7 @@ class Inference(ABC):
 
     @abstractmethod
     def preprocess(self, inputs: Sequence[Any]) -> Mapping[str, Tensor]:
-        """Raw inputs as the network's arguments, on `device`; axis 0 is the input. Raises: UserError: a bad input."""
+        """Raw inputs as the network's arguments, on `device`; axis 0 is the input. Raises: BadInput."""
 
     @abstractmethod
     def postprocess(self, outputs: Tensor) -> list[dict[str, Any]]:
@@ -63,16 +80,62 @@ class Inference(ABC):
         """Inputs to trace or export the network with."""
 
     @abstractmethod
-    def predict(self, arguments: Any, run_dir: Path) -> None:
+    def predict(self, arguments: Any, run_dir: Path) -> Path | None:
         """The verb `predict`. Called on every rank; rank 0 writes the result.
 
-        Args: arguments: of TaskSpec.predict_arguments. Raises: UserError: the input cannot be read.
+        Args: arguments: of TaskSpec.predict_arguments. Returns: the file or folder of the result, on rank 0; None where
+            it is only printed. Raises: UserError: the input cannot be read.
         """
 
+    def __call__(self, inputs: Any, batch_size: int | None = None) -> list[Any]:
+        """Results for raw inputs, in their order.
+
+        Args: inputs: a list; what is one input by itself is a list of one. batch_size: default batch.eval_size.
+        Raises: UserError: an input cannot be used; it is named by its position, from 0.
+        """
+        return [result for outputs in self._batches(inputs, batch_size) for result in self.postprocess(outputs)]
+
+    def outputs(self, inputs: Any, batch_size: int | None = None) -> Tensor:
+        """The network's outputs for raw inputs, such as logits (N, C) float32, on `device`. See __call__."""
+        batches = list(self._batches(inputs, batch_size))
+        if not batches:
+            raise UserError("inputs: there are none")
+        return torch.cat(batches)
+
     @torch.inference_mode()
-    def __call__(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Results for raw inputs, in their order."""
-        return self.postprocess(self.network(**self.preprocess(inputs)))
+    def forward(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The network's output for what `preprocess` returns, float32, in the arithmetic of the run's evaluation."""
+        with self._arithmetic():
+            return self.network(**tensors).float()
+
+    def listed(self, inputs: Any) -> Sequence[Any]:
+        """Inputs as a list; what is one input by itself becomes a list of one."""
+        is_one = isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable)
+        return [inputs] if is_one else list(inputs)
+
+    def _batches(self, inputs: Any, batch_size: int | None) -> Iterator[Tensor]:
+        values, size = self.listed(inputs), self.config.batch.eval_size if batch_size is None else batch_size
+        if size < 1:
+            raise UserError(f"batch_size={size}: at least 1")
+        for start in range(0, len(values), size):
+            try:
+                tensors = self.preprocess(values[start : start + size])
+            except BadInput as bad:
+                raise BadInput(start + bad.number, bad.reason) from bad
+            yield self.forward(tensors)
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Mixed precision, and the precision of matrix products on a GPU, as the run's evaluation has them."""
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.config.trainer.precision)
+        before = torch.get_float32_matmul_precision()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision(self.config.performance.float32_matmul_precision)
+        try:
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def load_weights(network: nn.Module, run_dir: Path, prefix: str) -> None:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tasks.bert.config import BertModelConfig, BertTaskConfig, EncoderConfig, IntentsConfig, ScratchConfig
+from tasks.bert.config import BertConfig, EncoderConfig, IntentsConfig, ScratchConfig
 from tasks.bert.input_spec import InputSpec, read_tokenizer
 from tasks.bert.intents import intent_splits
 from tasks.bert.labels import Labels, is_unlabelled, listing
 from tasks.bert.models import encoder_folder, network_config
 from tasks.bert.tokenizers import build_tokenizer
 from tasks.bert.weights import position_limit
-from trainer.config.schema import Config
+from trainer.collectives import is_first_rank
 from trainer.data.hold_out import HOLD_OUT_SEED
 from trainer.data.module import DataModule
 from trainer.data.samplers import StepSampler
@@ -35,8 +35,6 @@ from trainer.run.init_source import source_key, source_run
 
 if TYPE_CHECKING:
     import datasets
-
-BertConfigs = Config[BertTaskConfig, BertModelConfig, TextDataConfig]
 
 LARGE_UNKNOWN_SHARE = 0.1
 
@@ -55,13 +53,13 @@ class _Sets(dict[str, TokenSet]):
         return self[name]
 
 
-class TextData(DataModule[BertConfigs]):
+class TextData(DataModule[BertConfig]):
     """Sets of labelled texts as token buffers, with the tokenizer and the labels they were made with."""
 
     tokenizer: PreTrainedTokenizerBase
     labels: Labels
 
-    def __init__(self, config: BertConfigs) -> None:
+    def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.source_columns = TextColumns.of(config.data)
         self.columns = [TEXT] if self.source_columns.text_pair is None else [TEXT, TEXT_PAIR]
@@ -233,7 +231,7 @@ class TextData(DataModule[BertConfigs]):
             _print_note(f"{share:.1%} of the training tokens are unknown to model={self.config.model.name}; use {hint}")
 
 
-def build_data(config: BertConfigs) -> TextData:
+def build_data(config: BertConfig) -> TextData:
     """See TaskSpec.data."""
     return TextData(config)
 
@@ -288,11 +286,6 @@ def hold_out(splits: dict[str, datasets.Dataset], fraction: float) -> tuple[dict
     held_out = train.select(np.sort(order[:num_held_out]))
     rest = train.select(np.sort(order[num_held_out:]))
     return {**splits, "train": rest, "val": held_out}, f"val is {num_held_out} rows held out of train"
-
-
-def is_first_rank() -> bool:
-    """Whether this process prints and writes."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def _print_note(text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,8 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.bert.config import PredictArguments
-from tasks.bert.data import BertConfigs, is_first_rank
+from tasks.bert.config import BertConfig, PredictArguments
 from tasks.bert.input_spec import InputSpec, read_tokenizer
 from tasks.bert.models import empty_network, takes_types
 from tasks.bert.predict import (
@@ -29,12 +27,12 @@ from tasks.bert.predict import (
     result_rows,
     write_rows,
 )
-from trainer.collectives import all_reduce_sum, broadcast_json
+from trainer.collectives import all_reduce_sum, broadcast_json, is_first_rank
 from trainer.data.texts.buffer import EncodedTexts, TokenBatch, TokenBuffer, TokenSet
 from trainer.data.texts.tables import text_problem
 from trainer.data.texts.tokenization import ROWS_PER_CHUNK, encode_texts
 from trainer.errors import UserError
-from trainer.inference import ExampleInputs, Inference
+from trainer.inference import BadInput, ExampleInputs, Inference
 from trainer.run.files import MODEL_FILE
 
 DIGITS = 6  # of probabilities and scores; below that, float32 sums depend on the number of threads
@@ -74,36 +72,33 @@ class BertInference(Inference):
 
     def __init__(
         self,
+        config: BertConfig,
         network: TextNetwork,
+        device: torch.device,
         spec: InputSpec,
         tokenizer: PreTrainedTokenizerBase,
-        config: BertConfigs,
-        device: torch.device,
     ) -> None:
-        self.network, self.spec, self.tokenizer, self.device = network, spec, tokenizer, device
-        self.precision, self.batch_size = config.trainer.precision, config.batch.eval_size
+        super().__init__(config, network, device)
+        self.spec, self.tokenizer = spec, tokenizer
         self.pad_to_multiple_of = config.data.pad_to_multiple_of
         self.metric = "pearson" if spec.label_names is None else "accuracy"
         self.is_pair = spec.columns.text_pair is not None
         self.takes_types = takes_types(network.model, self.is_pair)
 
     @classmethod
-    def load(cls, config: BertConfigs, run_dir: Path, device: torch.device) -> Self:
+    def load(cls, config: BertConfig, run_dir: Path, device: torch.device) -> Self:
         """See Inference."""
         spec = InputSpec.read(run_dir)
         network = TextNetwork(empty_network(spec.network))
         load_network(network, run_dir)
-        network.requires_grad_(False).eval().to(device)
-        if config.trainer.precision == "bf16-true":
-            network.to(torch.bfloat16)
-        return cls(network, spec, read_tokenizer(run_dir), config, device)
+        return cls(config, network, device, spec, read_tokenizer(run_dir))
 
     def preprocess(self, inputs: Sequence[Any]) -> Mapping[str, Tensor]:
         """See Inference.
 
         Args: inputs: texts; or pairs as (first, second); or rows as mappings with the columns of the training data.
         """
-        rows = [self._texts(number, value) for number, value in enumerate(inputs, 1)]
+        rows = [self._texts(number, value) for number, value in enumerate(inputs)]
         batch = self.encode(rows)
         width = max(map(len, batch.ids))
         pad_id: Any = self.tokenizer.pad_token_id
@@ -134,15 +129,6 @@ class BertInference(Inference):
         }
         return inputs | ({"token_type_ids": batch.token_type_ids()} if self.takes_types else {})
 
-    def outputs(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The network's output in the arithmetic that the run was trained in, (B, C) float32."""
-        with torch.inference_mode(), self._precision():
-            return self.network(**inputs)
-
-    def __call__(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """See Inference."""
-        return self.postprocess(self.outputs(self.preprocess(inputs)))
-
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax over classes, or the scores themselves: (B, C) float64 on the outputs' device."""
         values = outputs.float() if self.spec.label_names is None else outputs.float().softmax(dim=-1)
@@ -169,7 +155,7 @@ class BertInference(Inference):
         tensors = self.preprocess([(text, text) for text in texts] if self.is_pair else texts)
         return ExampleInputs(tensors, {name: {0: "batch", 1: "length"} for name in tensors})
 
-    def predict(self, arguments: PredictArguments, run_dir: Path) -> None:
+    def predict(self, arguments: PredictArguments, run_dir: Path) -> Path | None:
         """See Inference. Rank 0 reads the input and the others receive its texts; each computes its batches."""
         csv_format, names = csv_format_of(arguments, self.spec.csv_format), result_names(self.spec.label_names)
         read, output = None, None
@@ -182,6 +168,7 @@ class BertInference(Inference):
             results = result_rows(outputs, read.texts, self.spec.label_names)
             write_rows(read, names, results, output, Path(arguments.input).expanduser())
             report(read, arguments, output)
+        return output
 
     def _outputs_of_all(self, texts: Sequence[Sequence[str]]) -> np.ndarray:
         """Probabilities (N, C) of classes, or scores (N, 1), of all texts on every rank, float64."""
@@ -196,9 +183,9 @@ class BertInference(Inference):
         # Each row is filled by one rank and is 0 on the others, so the sum over ranks is the row itself.
         num_outputs = len(self.spec.label_names or [None])
         outputs = torch.zeros(len(texts), num_outputs, device=self.device, dtype=torch.float64)
-        for micro in predict_batches(buffer.lengths, self.batch_size, rank, world_size):
+        for micro in predict_batches(buffer.lengths, self.config.batch.eval_size, rank, world_size):
             batch = tokens.gather(micro.indices, micro.num_valid, 0).to(self.device)
-            values = self.probabilities(self.outputs(self.network_inputs(batch)))
+            values = self.probabilities(self.forward(self.network_inputs(batch)))
             outputs[batch.indices[: micro.num_valid]] = values[: micro.num_valid]
         if rank == 0:
             self._report_shares(buffer)
@@ -221,15 +208,11 @@ class BertInference(Inference):
             texts = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
         if len(texts) != 1 + self.is_pair:
             expected = "a pair of texts" if self.is_pair else "one text"
-            raise UserError(f"input {number}: {expected} is expected")
+            raise BadInput(number, f"{expected} is expected")
         problem = next((problem for text in texts if (problem := text_problem(text))), None)
         if problem is not None:
-            raise UserError(f"input {number}: {problem}")
+            raise BadInput(number, problem)
         return texts
-
-    def _precision(self) -> AbstractContextManager[object]:
-        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
 def load_network(network: TextNetwork, run_dir: Path) -> None:

@@ -31,11 +31,11 @@ def predict_files(
     class_names: Sequence[str],
     batch_size: int,
     classify: Callable[[Sequence[Path]], list[Outcome]],
-) -> None:
+) -> Path:
     """Classify images and write a row for each, sorted by file name. Called on every rank; rank 0 writes.
 
     Batches follow from the files alone and each is computed by one rank, so results do not depend on the ranks.
-    Args: classify: results of a batch of files, in order.
+    Args: classify: results of a batch of files, in order. Returns: the file written.
     Raises: UserError: the input cannot be read, an image is bad and on_bad_row is error, or the output not written.
     """
     place = Path(arguments.input).expanduser()
@@ -65,6 +65,7 @@ def predict_files(
     decide_on_rank_0(writer.close)
     if rank == 0:
         _report(files, output, reasons, arguments.on_bad_row)
+    return output
 
 
 def _checked(place: Path, output: Path) -> tuple[str, list[str], int]:

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.dcgan.config import DCGANConfig, DCGANModel, GenerateArguments
 from tasks.dcgan.networks import Generator, sample_images, to_pixels
 from tasks.dcgan.noise import Stream, normal, walk
-from tasks.dcgan.samples import save_grid
+from tasks.dcgan.pictures import save_grid
 from trainer.collectives import decide_on_rank_0, has_peers
 from trainer.config.schema import Config
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.input_spec import ImageInputSpec
 from trainer.errors import UserError
-from trainer.inference import ExampleInputs, Inference, load_weights
+from trainer.inference import BadInput, ExampleInputs, Inference, load_weights
 
 MAX_GRID = 100  # images
 
@@ -38,27 +38,45 @@ class DCGANInference(Inference):
     metric = "frechet_distance"
 
     def __init__(
-        self, config: Config[DCGANConfig, DCGANModel, ImageDataConfig], spec: ImageInputSpec, device: torch.device
+        self, config: Config[DCGANConfig, DCGANModel, ImageDataConfig], network: nn.Module, device: torch.device
     ) -> None:
-        self.config, self.device = config, device
-        channels, size, _ = spec.form.shape
-        self.network = Generator(config.model, channels, size).eval()
+        super().__init__(config, network, device)
+        self.latent_size = config.model.latent_size
 
     @classmethod
     def load(
         cls, config: Config[DCGANConfig, DCGANModel, ImageDataConfig], run_dir: Path, device: torch.device
     ) -> Self:
         """The generator of a finished run. Raises: UserError: a file of the run is missing or damaged."""
-        inference = cls(config, ImageInputSpec.read(run_dir), device)
-        prefix = "averaged." if config.task.ema_decay is not None else "generator."
-        load_weights(inference.network, run_dir, prefix)
-        inference.network.requires_grad_(False).to(device)
-        if config.performance.channels_last:
-            inference.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        return inference
+        channels, size, _ = ImageInputSpec.read(run_dir).form.shape
+        network = Generator(config.model, channels, size)
+        load_weights(network, run_dir, "averaged." if config.task.ema_decay is not None else "generator.")
+        return cls(config, network, device)
+
+    def __call__(self, inputs: Any, batch_size: int | None = None, *, seed: int = 0) -> list[Image.Image]:
+        """Generated images.
+
+        Args: inputs: how many; or latent points (N, L), or a list of points and numbers. seed: of the first form.
+        """
+        values = self.noise(inputs, seed) if isinstance(inputs, int) else inputs
+        return [_picture(image) for outputs in self._batches(values, batch_size) for image in to_pixels(outputs).cpu()]
+
+    def noise(self, num_points: int, seed: int = 0) -> np.ndarray:
+        """Latent points (N, L) float32, those that the verb `predict` generates images from."""
+        return normal(seed, 0, np.arange(num_points), self.latent_size, Stream.PREDICT)
+
+    def listed(self, inputs: Any) -> Sequence[Any]:
+        """See Inference. One number or one point (L,) is one input."""
+        is_one = isinstance(inputs, np.ndarray) and inputs.ndim == 1
+        return [inputs] if is_one else super().listed(inputs)
+
+    @torch.inference_mode()
+    def forward(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Images (B, C, H, W) float32 in [-1, 1]; samples are never computed in mixed precision, see sample_images."""
+        return self.network(**tensors).float()
 
     def preprocess(self, inputs: Sequence[Any]) -> Mapping[str, Tensor]:
-        """Returns: noise (B, L). Raises: UserError: an input is neither a number nor a latent point."""
+        """Returns: noise (B, L). Raises: BadInput: an input is neither a number nor a latent point."""
         return {"noise": self._noise(np.stack([self._point(number, value) for number, value in enumerate(inputs)]))}
 
     def postprocess(self, outputs: Tensor) -> list[dict[str, Any]]:
@@ -69,29 +87,30 @@ class DCGANInference(Inference):
         """Two latent points."""
         return ExampleInputs(self.preprocess([0, 1]), {"noise": {0: "batch"}})
 
-    def predict(self, arguments: GenerateArguments, run_dir: Path) -> None:
+    def predict(self, arguments: GenerateArguments, run_dir: Path) -> Path:
         """Write n images and a grid of the first ones to samples/ in the run directory.
 
         Each batch is computed by one rank, so images do not depend on the number of ranks.
-        Raises: UserError: they cannot be written.
+        Returns: their folder. Raises: UserError: they cannot be written.
         """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if has_peers() else (0, 1)
-        noise = latent_points(arguments, self.config.model.latent_size)
+        noise = latent_points(arguments, self.latent_size)
         kind = f"walk{arguments.interpolate}" if arguments.interpolate else "generated"
         folder = run_dir / "samples" / f"{kind}-seed{arguments.seed}-n{len(noise)}"
         decide_on_rank_0(lambda: _make_folder(folder))
-        for start, images in self._batches(noise, rank, world_size):
+        for start, images in self._images(noise, rank, world_size):
             for number, image in enumerate(images, start):
                 (folder / f"{number:06d}.png").write_bytes(_png(image))
         if rank == 0:
             columns = arguments.interpolate
             shown = min(len(noise), MAX_GRID - MAX_GRID % columns if columns else MAX_GRID)
             # From the same batches, so that a tile of the grid equals the image in its file.
-            first = takewhile(lambda batch: batch[0] < shown, self._batches(noise, 0, 1))
+            first = takewhile(lambda batch: batch[0] < shown, self._images(noise, 0, 1))
             save_grid(torch.cat([images for _, images in first])[:shown], folder / "grid.png", columns)
             print(f"{len(noise)} images and grid.png: {folder}")
+        return folder
 
-    def _batches(self, noise: np.ndarray, rank: int, world_size: int) -> Iterator[tuple[int, Tensor]]:
+    def _images(self, noise: np.ndarray, rank: int, world_size: int) -> Iterator[tuple[int, Tensor]]:
         """One rank's batches: number of the first image, images (B, C, H, W) uint8."""
         size = self.config.batch.eval_size
         for start in range(rank * size, len(noise), world_size * size):
@@ -101,16 +120,15 @@ class DCGANInference(Inference):
         return torch.from_numpy(noise).to(self.device, next(self.network.parameters()).dtype)
 
     def _point(self, number: int, value: Any) -> np.ndarray:
-        latent_size = self.config.model.latent_size
         if isinstance(value, int):
-            return normal(0, 0, np.array([value]), latent_size, Stream.PREDICT)[0]
-        refusal = f"input {number}: neither an integer nor {latent_size} finite numbers"
+            return normal(0, 0, np.array([value]), self.latent_size, Stream.PREDICT)[0]
+        refusal = BadInput(number, f"neither an integer nor {self.latent_size} finite numbers")
         try:
             point = np.asarray(value, dtype=np.float32)
         except (TypeError, ValueError) as error:
-            raise UserError(refusal) from error
-        if point.shape != (latent_size,) or not np.isfinite(point).all():
-            raise UserError(refusal)
+            raise refusal from error
+        if point.shape != (self.latent_size,) or not np.isfinite(point).all():
+            raise refusal
         return point
 
 
@@ -134,5 +152,10 @@ def _make_folder(folder: Path) -> None:
 def _png(image: Tensor) -> bytes:
     """A PNG file. Shapes: image (C, H, W) uint8."""
     stream = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).save(stream, "PNG")
+    _picture(image).save(stream, "PNG")
     return stream.getvalue()
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """Shapes: image (C, H, W) uint8."""
+    return Image.fromarray(image.permute(1, 2, 0).numpy().squeeze())

@@ -15,6 +15,8 @@ from warm import run_warm
 CONTRACTS = {"errors", "clock", "network", "world", "collectives", "task", "config", "run"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "version": set(),
+    "generators": set(),
     "clock": set(),
     "network": set(),
     "world": {"errors"},
@@ -23,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     # `estimate`, `inference`, `data` and `module` only for the types of what a task builds.
     "task": {"errors", "config", "estimate", "inference", "data", "module"},
     "run": {"errors", "config", "task"},
-    "report": {"__init__", "errors", "run"},
+    "report": {"version", "errors", "run"},
     "bench": {"errors", "run"},
     "estimate": {"config"},
     "optim": {"config"},
@@ -33,15 +35,16 @@ ALLOWED: dict[str, set[str]] = {
     "faults": {"errors", "collectives"},
     "launch": {*CONTRACTS, "faults"},
     "strategies": {*CONTRACTS, "module"},
-    "checkpoint": {*CONTRACTS, "faults", "data", "module", "observe", "optim"},
+    "checkpoint": {*CONTRACTS, "faults", "data", "generators", "module", "observe", "optim"},
     "observe": {*CONTRACTS, "data", "module"},
     "engine": {*CONTRACTS, "faults", "data", "module", "strategies", "checkpoint", "observe", "report"},
     "verbs": {*CONTRACTS, "data", "faults", "launch", "engine", "estimate"}
     | {"optim", "strategies", "checkpoint", "observe", "report", "bench"},
-    "cli": {"__init__", "errors", "task", "verbs"},
+    "cli": {"version", "errors", "task", "verbs"},
     "rank": {"errors", "faults", "launch", "verbs"},
     "__main__": {"cli", "faults"},
-    "__init__": set(),
+    "api": {*CONTRACTS, "faults", "generators", "inference", "launch", "report", "verbs"},
+    "__init__": {"version", "errors", "api"},
 }
 TASKS_MAY_IMPORT = {*CONTRACTS, "data", "module", "inference", "observe", "estimate", "strategies"} - {"world"}
 

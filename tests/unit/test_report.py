@@ -25,7 +25,8 @@ from trainer.report.facts import ABSENT, config_rows, duration
 from trainer.report.metrics_reader import MetricsReader
 from trainer.report.pictures import read_gallery
 from trainer.report.read import RunReader, unique_labels
-from trainer.verbs.report.live import Runs, Server
+from trainer.report.runs import Runs
+from trainer.verbs.report.live import Server
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from watching import run_forked
 
 from trainer.checkpoint.callback import Checkpointing
-from trainer.checkpoint.random_state import capture_random_state, restore_random_state
 from trainer.cli import main
 from trainer.engine import train as engine
+from trainer.generators import capture_random_state, restore_random_state
 from trainer.run.metrics_file import read_metrics
 
 # 500 points in steps of 32: 16 steps an epoch, evaluated every 5 steps and at the end, in two batches; a line of

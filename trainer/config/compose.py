@@ -96,8 +96,7 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
         if not folder.is_dir():
             raise UserError(f"--config-dir={folder}: no such directory")
     search = [f"hydra.searchpath=[{','.join(f'file://{Path(folder).resolve()}' for folder in folders)}]"]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with _own_hydra(), initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             lines = [str(override.input_line) for override in overrides]
             composed = compose("config", overrides=[*lines, *(search if folders else [])])
@@ -115,6 +114,18 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
 
 def _chooses_nothing(override: Override) -> bool:
     return override.key_or_group in RECIPES and not override.is_sweep_override() and override.value() is None
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Compose beside an application of Hydra that calls the trainer: Hydra keeps its state in the process."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        if before is not None:
+            GlobalHydra.instance().initialize(before)
 
 
 def plugins_of(overrides: Sequence[Override]) -> tuple[str, ...]:

@@ -6,14 +6,13 @@ networks; everything else is built here.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
-from rich.console import Console
 
 from trainer.checkpoint.callback import Checkpointing
 from trainer.checkpoint.random_state import RandomState
@@ -38,22 +37,16 @@ from trainer.errors import UserError, counted
 from trainer.faults.stop import StopOnSignal, StopRequested
 from trainer.module import TrainingModule
 from trainer.observe.account import close_account
+from trainer.observe.bar import open_console
 from trainer.observe.jsonl import JsonlLogger
 from trainer.observe.metrics import TrainingMetrics
 from trainer.observe.progress import ProgressBar
 from trainer.observe.summary import print_start, print_summary
 from trainer.run.files import MODEL_FILE, STATE_FILE
+from trainer.run.outcome import Outcome
 from trainer.run.record import Record
 from trainer.task import TaskSpec
 from trainer.world import World
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended. cause: a phrase for run.json."""
-
-    status: Literal["finished", "stopped"]
-    cause: str
 
 
 def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World, run_dir: Path) -> Outcome:
@@ -63,7 +56,7 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     Raises: UserError: the data, the model or the device is not as configured, or the run cannot be resumed.
         StopRequested: a signal has stopped the run.
     """
-    console = Console()
+    console = open_console()
     clock = build_clock(world)
     record = Record(run_dir)
     stop = StopOnSignal()
@@ -106,7 +99,7 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         record.update(time=account.as_record(), peak_flops_per_s=asdict(metrics.peaks) if metrics.peaks else None)
         console.print(cause, highlight=False)
         print_summary(console, run_dir, config, account, places)
-    return Outcome("finished", cause)
+    return Outcome(run_dir, "finished", cause)
 
 
 def _record_data(record: Record, data: DataModule, resumed: bool) -> None:

@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from trainer.errors import EXIT_STOPPED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+Handler = Callable[[int, FrameType | None], Any]
 
 # Names a file that a stopped rank creates instead of exiting with 75: a launcher between the rank and the job script
 # would take that code for a failure. torchrun would restart the rank, and srun would kill its peers.
@@ -34,8 +37,18 @@ def stop_before_training() -> None:
         # Not 0: peers may be waiting for this rank where no handler of theirs can run, and srun has to end them.
         sys.exit(EXIT_STOPPED)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, stop)
+    _stop_requested.clear()
+    handle_stop_signals(stop)
+
+
+def handle_stop_signals(handler: Handler) -> dict[int, Any]:
+    """Set the handler of all stop signals. Python lets only the main thread do so; in another one nothing is set.
+
+    Returns: the handlers before, by signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
 
 
 def stop_requested() -> bool:

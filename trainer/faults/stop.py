@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 
 from trainer.collectives import Agreement
 from trainer.errors import EXIT_STOPPED
-from trainer.faults.signals import STOP_SIGNALS
+from trainer.faults.signals import handle_stop_signals
 
 
 class StopRequested(Exception):
@@ -33,8 +33,7 @@ class StopOnSignal(pl.Callback):
 
     def install(self) -> None:
         """Handle the stop signals from now on."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._handle)
+        handle_stop_signals(self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

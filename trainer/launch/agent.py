@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.identity import identity_hash
 from trainer.config.nodes import node_range
 from trainer.config.schema import Config, LaunchConfig
-from trainer.errors import EXIT_STOPPED, EXIT_USER, UserError
-from trainer.faults.signals import STOP_FILE_VARIABLE, STOP_SIGNALS
+from trainer.errors import EXIT_STOPPED, EXIT_USER, RankFailure, UserError
+from trainer.faults.signals import STOP_FILE_VARIABLE, handle_stop_signals
 from trainer.launch.discover import rendezvous_endpoint
 from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND, NODES_BACKEND
 from trainer.launch.torchrun import create_handler
@@ -31,22 +32,26 @@ if TYPE_CHECKING:
 SHUTDOWN_TIMEOUT_S = 5
 
 
-def start_ranks(world: World, launch: LaunchConfig, arguments: Sequence[str], run_dir: Path) -> None:
-    """Start this host's ranks as `python -m trainer.rank ARGUMENTS` and wait for them.
+def start_ranks(world: World, launch: LaunchConfig, verb: str, run_dir: Path, words: Sequence[str]) -> Any:
+    """Start this host's ranks as `python -m trainer.rank VERB RUN_DIR RESULT WORDS` and wait for them.
 
+    Returns: what the verb gave on rank 0, a JSON value.
     Raises: UserError: a rank reported a user error. RankFailure: a rank failed; the message names the first cause.
     """
-    run_agent(
-        ["-m", "trainer.rank", *arguments],
-        run_dir,
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=world.world_size,
-        run_id=f"{run_dir.name}-{os.getpid()}",
-        rdzv_backend=LOOPBACK_BACKEND,
-        max_restarts=launch.max_restarts,
-        local_addr=LOOPBACK,
-    )
+    with tempfile.TemporaryDirectory() as directory:
+        result = Path(directory) / "result.json"
+        run_agent(
+            ["-m", "trainer.rank", verb, str(run_dir), str(result), *words],
+            run_dir,
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=world.world_size,
+            run_id=f"{run_dir.name}-{os.getpid()}",
+            rdzv_backend=LOOPBACK_BACKEND,
+            max_restarts=launch.max_restarts,
+            local_addr=LOOPBACK,
+        )
+        return json.loads(result.read_text(encoding="utf-8"))
 
 
 def start_nodes(world: World, config: Config, words: Sequence[str]) -> bool:
@@ -129,10 +134,6 @@ class _RestartReport(logging.Handler):
             print(f"rank {record.args[1]} of this host {how}", file=sys.stderr)
 
 
-class RankFailure(Exception):
-    """A rank failed. The message names the rank, the cause and its log."""
-
-
 def _first_cause(error: ChildFailedError, run_dir: Path | None) -> Exception:
     """The failure that caused the others: of a rank that was killed or raised, not of one that lost its peer."""
 
@@ -182,7 +183,7 @@ def _forwarding_signals() -> Iterator[list[int]]:
         for child in psutil.Process().children():
             child.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    before = handle_stop_signals(forward)
     try:
         yield received
     finally:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from trainer.collectives import all_gather_json
-from trainer.launch.agent import RankFailure
+from trainer.errors import RankFailure
 from trainer.launch.network import listen
 from trainer.world import World
 

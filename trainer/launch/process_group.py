@@ -68,5 +68,5 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
         if self.peers is not None and error is not None and (lost := self.peers.explain(error)) is not None:
             raise lost from error
         # After an error the peers may be gone, and destroying the group would wait for them.
-        if kind is None and self.needed and torch.distributed.is_initialized():
+        if (kind is None or self.world.world_size == 1) and self.needed and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -11,14 +11,18 @@ from trainer.run.files import LOGS_DIR
 from trainer.world import World
 
 
+class RankLog(logging.FileHandler):
+    """The log of a rank, told apart from handlers of a script that calls the trainer."""
+
+
 def set_up_rank_logs(run_dir: Path, world: World) -> None:
     """Log to this rank's own file; on all ranks but rank 0, redirect stdout and stderr there too."""
     path = run_dir / LOGS_DIR / f"rank-{world.rank}.log"
     path.parent.mkdir(exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = RankLog(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger()
-    for old in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+    for old in [h for h in logger.handlers if isinstance(h, RankLog)]:
         logger.removeHandler(old)
         old.close()
     logger.addHandler(handler)

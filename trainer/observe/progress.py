@@ -1,4 +1,4 @@
-"""Progress of a run on rank 0: a bar on a terminal, and a line for each epoch and each evaluation."""
+"""Progress of a run on rank 0: a bar on a terminal or in a notebook, and a line for each epoch and each evaluation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from trainer.collectives import all_reduce_sum
 from trainer.data.batch import StepBatch
 from trainer.module import StepSums
+from trainer.observe.bar import Bar, open_bar
 from trainer.observe.metrics import TrainingMetrics
 
 # A redraw takes milliseconds.
@@ -29,7 +29,7 @@ class ProgressBar(pl.Callback):
 
     def __init__(self, metrics: TrainingMetrics, console: Console) -> None:
         self.metrics, self.console = metrics, console
-        self.progress: Progress | None = None
+        self.bar: Bar | None = None
         self.redraw_at = 0.0
         # Epoch of the last step, counted from 1; Lightning's own is one further once the last epoch has ended.
         self.epoch = 0
@@ -39,19 +39,8 @@ class ProgressBar(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the bar at the current step, which is not 0 in a resumed run."""
-        if not trainer.is_global_zero or not self.console.is_terminal:
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        # Redrawn by the training loop itself: rich's refresh thread would compete for the interpreter.
-        self.progress = Progress(*columns, console=self.console, auto_refresh=False)
-        self.progress.start()
-        self.progress.add_task("", total=int(trainer.estimated_stepping_batches), completed=trainer.global_step)
+        if trainer.is_global_zero:
+            self.bar = open_bar(self.console, int(trainer.estimated_stepping_batches), trainer.global_step)
 
     def on_train_batch_end(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -69,7 +58,7 @@ class ProgressBar(pl.Callback):
         self.epoch = trainer.current_epoch + 1
         self.num_samples += batch.num_samples
         self.sums = self.metrics.of_step.clone() if self.sums is None else self.sums.add_(self.metrics.of_step)
-        if self.progress is not None and time.monotonic() >= self.redraw_at:
+        if self.bar is not None and time.monotonic() >= self.redraw_at:
             self.redraw_at = time.monotonic() + REDRAW_EVERY_S
             self._draw(trainer)
 
@@ -86,10 +75,10 @@ class ProgressBar(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the terminal, also after an error."""
-        if self.progress is not None:
+        if self.bar is not None:
             self._draw(trainer)
-            self.progress.stop()
-            self.progress = None
+            self.bar.stop()
+            self.bar = None
 
     def _print_line(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
         """Print the training loss and `values`; called on all ranks."""
@@ -105,11 +94,10 @@ class ProgressBar(pl.Callback):
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _draw(self, trainer: pl.Trainer) -> None:
-        assert self.progress is not None
+        assert self.bar is not None
         latest = self.metrics.latest
         parts = [f"epoch {self.epoch or trainer.current_epoch + 1}"]
         parts += [f"{n.removeprefix('train/')} {v:.4f}" for n, v in latest.items() if n.startswith("train/loss")]
         if "perf/samples_per_s" in latest:
             parts.append(f"{latest['perf/samples_per_s']:,.0f} samples/s")
-        self.progress.update(self.progress.task_ids[0], completed=trainer.global_step, description="  ".join(parts))
-        self.progress.refresh()
+        self.bar.update(trainer.global_step, "  ".join(parts))

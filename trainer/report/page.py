@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer import __version__
 from trainer.errors import UserError
 from trainer.report import facts
 from trainer.report.charts import SECTIONS, SETS, Chart, build_charts, mean_shares, share_names
@@ -22,6 +21,7 @@ from trainer.report.figures import COLORS, bokeh_script, color_of, dash_of, figu
 from trainer.report.pictures import read_gallery
 from trainer.report.read import RunData, RunReader, unique_labels
 from trainer.run.files import METRICS_FILE, REPORT_FILE, write_text
+from trainer.version import __version__
 
 ASSETS = Path(__file__).with_name("assets")
 log = logging.getLogger(__name__)

@@ -34,6 +34,14 @@ from trainer.run.lengthening import LENGTHS, is_longer, lengthen
 from trainer.run.record import Record, now
 
 
+class StoppedAtOnce(SystemExit):
+    """A stop before the first step or within one: the process exits with 75. run_dir: what the same command resumes."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(EXIT_STOPPED)
+        self.run_dir = run_dir
+
+
 @dataclass
 class Run:
     """An open run directory, locked until `close` or the end of the process.
@@ -62,7 +70,7 @@ class Run:
         """Record the start of an attempt and its failure; rank 0 records a regular end. Releases the lock.
 
         Args: stop_requested: whether a stop was requested before training, which makes a failure a stop.
-        Raises: SystemExit: with 75, after a stop before the first step or within one.
+        Raises: StoppedAtOnce: after a stop before the first step or within one.
         """
         self.record.begin_attempt(launcher, world_size, self.with_git_diff)
         try:
@@ -74,7 +82,7 @@ class Run:
             if asked or stop_requested():
                 self.record.end_attempt("stopped", "on request, not at the end of a step")
                 print("stopped; the same command resumes", file=sys.stderr)
-                raise SystemExit(EXIT_STOPPED) from None
+                raise StoppedAtOnce(self.directory) from None
             self.record.end_attempt("failed", f"{type(error).__name__}: {error}")
             raise
         else:

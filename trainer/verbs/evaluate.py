@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from trainer.checkpoint.choose import find_checkpoint, weights_file
 from trainer.config.identity import hash8, identity
-from trainer.errors import UserError
+from trainer.errors import EXIT_DONE, UserError
+from trainer.observe.bar import open_console
 from trainer.run.files import CHECKPOINTS_DIR, EVALUATION_FILE, MODEL_FILE, write_json
 from trainer.run.stored_config import read_stored_config
 from trainer.verbs.prepare import PreparedRun
@@ -21,7 +21,8 @@ from trainer.verbs.stored_run import on_stored_run, refuse_unknown
 
 def evaluate(words: Sequence[str]) -> int:
     """Evaluate a run; `trainer eval --help` describes the words. Returns: exit code. Raises: UserError."""
-    return on_stored_run("eval", words, evaluate_on_rank)
+    on_stored_run("eval", words, evaluate_on_rank)
+    return EXIT_DONE
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Subject:
         return run_dir / f"{'-'.join(parts)}.json"
 
 
-def evaluate_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:
+def evaluate_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> dict[str, float]:
     """Compute the metrics of the validation and test sets; rank 0 prints and writes them.
 
-    Raises: UserError: a wrong argument, no such checkpoint, or nothing to evaluate.
+    Returns: them by name. Raises: UserError: a wrong argument, no such checkpoint, or nothing to evaluate.
     """
     from trainer.engine.build import build_trained
 
@@ -69,6 +70,7 @@ def evaluate_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[s
         raise UserError(f"data={config.data.name}: has no validation or test set, or trainer.limit_*_batches=0")
     if prepared.world.rank == 0:
         _report(subject, run_dir, config.data.name, metrics)
+    return metrics
 
 
 def _choose(prepared: PreparedRun, run_dir: Path, checkpoint: str | None) -> Subject:
@@ -119,7 +121,7 @@ def _report(subject: Subject, run_dir: Path, data_name: str, metrics: Mapping[st
     of = {"weights": subject.label or MODEL_FILE, "data": data_name, "changed": dict(subject.changed)}
     # eval.json stays a plain mapping of metrics, as everything that reads a run expects it.
     write_json(file, metrics if file.name == EVALUATION_FILE else {**of, "metrics": dict(metrics)})
-    console = Console()
+    console = open_console()
     table = Table("metric", "value", title=f"{of['weights']} on {data_name}")
     for name, value in sorted(metrics.items()):
         table.add_row(name, f"{value:.4f}")

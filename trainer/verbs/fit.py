@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,13 +12,14 @@ from omegaconf import OmegaConf
 
 from trainer.config.compose import compose_mapping, without_secrets
 from trainer.config.nodes import node_range
-from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, UserError, nearest
+from trainer.errors import EXIT_DONE, EXIT_STOPPED, UserError, nearest
 from trainer.faults.signals import create_stop_file, stop_before_training, stop_requested
-from trainer.launch.agent import RankFailure, start_nodes, start_ranks
+from trainer.launch.agent import start_nodes, start_ranks
 from trainer.launch.process_group import process_group
 from trainer.launch.rank_logs import set_up_rank_logs
 from trainer.launch.submit import submit, submits
 from trainer.run.directory import open_run
+from trainer.run.outcome import Outcome
 from trainer.run.record import Record
 from trainer.run.stored_config import plugins_word
 from trainer.verbs.prepare import Options, PreparedRun, prepare, take_options
@@ -37,17 +37,28 @@ def fit(words: Sequence[str]) -> int:
     stop_before_training()
     prepared = prepare(overrides, options)
     command = [*options.as_words(), *overrides]
-    try:
-        if submits(prepared.config):
-            return submit(prepared.config, command)
-        if prepared.world.joined:
-            return fit_joined(prepared)
-        if node_range(prepared.config.trainer, prepared.config.launch)[1] > 1:
-            return EXIT_STOPPED if start_nodes(prepared.world, prepared.config, command) else EXIT_DONE
-        return _fit_here(prepared)
-    except RankFailure as failure:
-        print(failure, file=sys.stderr)
-        return EXIT_BUG
+    if submits(prepared.config):
+        return submit(prepared.config, command)
+    if starts_nodes(prepared):
+        return EXIT_STOPPED if start_nodes(prepared.world, prepared.config, command) else EXIT_DONE
+    return exit_code(fit_run(prepared))
+
+
+def starts_nodes(prepared: PreparedRun) -> bool:
+    """Whether this process starts the ranks of one node of several; the ranks open the run together."""
+    several = node_range(prepared.config.trainer, prepared.config.launch)[1] > 1
+    return several and not prepared.world.joined
+
+
+def fit_run(prepared: PreparedRun) -> Outcome:
+    """Open the run and train in this process, in ranks that it starts, or as one of the ranks that it has joined."""
+    return fit_joined(prepared) if prepared.world.joined else _fit_here(prepared)
+
+
+def exit_code(outcome: Outcome) -> int:
+    """The exit code of a process that the user, torchrun or srun has started."""
+    # A launcher that reads the stop file would treat 75 as a failure.
+    return EXIT_DONE if outcome.status == "finished" or create_stop_file() else EXIT_STOPPED
 
 
 def _print_config(overrides: Sequence[str], options: Options) -> int:
@@ -62,19 +73,16 @@ def _print_config(overrides: Sequence[str], options: Options) -> int:
     return EXIT_DONE
 
 
-def _fit_here(prepared: PreparedRun) -> int:
-    """Open the run and train in this process, or in ranks that it starts."""
+def _fit_here(prepared: PreparedRun) -> Outcome:
     config, world = prepared.config, prepared.world
     run = open_run(config, prepared.mapping)
     with run.attempt(world.launcher, world.world_size, stop_requested):
         if world.launcher == "elastic":
-            words = ["fit", str(run.directory), *plugins_word(config.plugins)]
-            start_ranks(world, config.launch, words, run.directory)
-            record = run.record.read()
-            if record["status"] == "stopped":
-                _print_stop(record["attempts"][-1]["cause"])
-                return EXIT_STOPPED
-            return EXIT_DONE
+            ended = start_ranks(world, config.launch, "fit", run.directory, plugins_word(config.plugins))
+            outcome = Outcome(run.directory, **ended)
+            if outcome.status == "stopped":
+                _print_stop(outcome.cause)
+            return outcome
         set_up_rank_logs(run.directory, world)
         with process_group(config, world):
             return fit_on_rank(prepared, run.directory)
@@ -84,7 +92,7 @@ def _print_stop(cause: str) -> None:
     print(f"stopped {cause.removeprefix('on request ')}; the same command resumes", flush=True)
 
 
-def fit_joined(prepared: PreparedRun) -> int:
+def fit_joined(prepared: PreparedRun) -> Outcome:
     """Train as one of the ranks that torchrun or srun has started, each from the command line."""
     from trainer.launch.joined import open_shared_run, reported_to_agent
 
@@ -96,9 +104,9 @@ def fit_joined(prepared: PreparedRun) -> int:
             return fit_on_rank(prepared, run_dir)
 
 
-def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> int:
-    """Train on this rank, inside its process group; rank 0 records how the attempt ended. Returns: exit code."""
-    from trainer.engine.train import Outcome, train
+def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> Outcome:
+    """Train on this rank, inside its process group; rank 0 records how the attempt ended."""
+    from trainer.engine.train import train
     from trainer.faults.stop import StopRequested
 
     world = prepared.world
@@ -109,16 +117,13 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> int:
     try:
         outcome = train(prepared.config, prepared.mapping, prepared.task, world, run_dir)
     except StopRequested as request:
-        outcome = Outcome("stopped", f"on request {request}")
+        outcome = Outcome(run_dir, "stopped", f"on request {request}")
         # Elastic ends a rank by the same signal where another one has failed: the parent knows.
         if world.rank == 0 and world.launcher != "elastic":
             _print_stop(outcome.cause)
     if world.rank == 0:
         Record(run_dir).end_attempt(outcome.status, outcome.cause)
-    if outcome.status == "finished":
-        return EXIT_DONE
-    # A launcher that reads the stop file or the record would treat 75 as a failure.
-    return EXIT_DONE if create_stop_file() or world.launcher == "elastic" else EXIT_STOPPED
+    return outcome
 
 
 def _report_restart(run_dir: Path) -> None:

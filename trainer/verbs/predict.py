@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.errors import ConfigError, Problem, UserError, nearest
+from trainer.errors import EXIT_DONE, ConfigError, Problem, UserError, nearest
 from trainer.task import TaskSpec
 from trainer.verbs.prepare import PreparedRun
 from trainer.verbs.stored_run import on_stored_run
@@ -18,21 +18,21 @@ from trainer.verbs.stored_run import on_stored_run
 
 def predict(words: Sequence[str]) -> int:
     """Apply a run. Args: words: run=DIR, overrides, the task's arguments. Returns: exit code. Raises: UserError."""
-    return on_stored_run("predict", words, predict_on_rank)
+    on_stored_run("predict", words, predict_on_rank)
+    return EXIT_DONE
 
 
-def predict_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:
-    """Load the model and let it predict. Nothing of the training data is read."""
-    import torch
+def predict_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> str | None:
+    """Load the model and let it predict. Nothing of the training data is read.
 
+    Returns: where the result is; None on other ranks than 0, and where it is only printed.
+    """
     from trainer.engine.build import rank_device
 
     task = prepared.task
     parsed = parse_arguments(task, arguments)
-    device = rank_device(prepared.world)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision(prepared.config.performance.float32_matmul_precision)
-    task.load_inference(prepared.config, run_dir, device).predict(parsed, run_dir)
+    place = task.load_inference(prepared.config, run_dir, rank_device(prepared.world)).predict(parsed, run_dir)
+    return None if place is None else str(place)
 
 
 def parse_arguments(task: TaskSpec, words: Sequence[str]) -> Any:

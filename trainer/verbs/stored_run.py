@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.config.compose import compose_data
 from trainer.config.schema import Config
 from trainer.config.validation import validate
-from trainer.errors import EXIT_BUG, EXIT_DONE, ConfigError, UserError, nearest
-from trainer.launch.agent import RankFailure, start_ranks
+from trainer.errors import ConfigError, UserError, nearest
+from trainer.launch.agent import start_ranks
 from trainer.launch.discover import plan_world
 from trainer.launch.process_group import process_group
 from trainer.launch.rank_logs import set_up_rank_logs
 from trainer.run.record import Record
-from trainer.run.stored_config import StoredConfig, read_stored_config
+from trainer.run.stored_config import StoredConfig, plugins_word, read_stored_config
 from trainer.verbs.prepare import PreparedRun, parse_options
 
-RankFunction = Callable[[PreparedRun, Path, Sequence[str]], None]
+# Returns a JSON value, of which rank 0's counts.
+RankFunction = Callable[[PreparedRun, Path, Sequence[str]], Any]
 
 # Keys that say where and how fast a trained model is applied.
 PLACE_KEYS = (
@@ -32,7 +33,7 @@ EVALUATION_KEYS = (
 # A trailing * stands for all keys below a node. Any other key would be without effect and is refused.
 ACCEPTED_KEYS: Mapping[str, Sequence[str]] = {
     "eval": (*PLACE_KEYS, *EVALUATION_KEYS),
-    "predict": PLACE_KEYS,
+    "predict": (*PLACE_KEYS, "trainer.precision"),
     "bench": PLACE_KEYS,  # a rank of bench scaling
     "fit": (),  # a rank that fit has started: everything is in config.yaml
 }
@@ -51,12 +52,12 @@ class StoredWords:
     config_dirs: list[Path]
 
 
-def on_stored_run(verb: str, words: Sequence[str], on_rank: RankFunction) -> int:
+def on_stored_run(verb: str, words: Sequence[str], on_rank: RankFunction) -> Any:
     """Run a verb on the run that `run=DIR` names.
 
     Args: words: run=DIR, overrides (keys with a dot, data=MEMBER and plugins=[...]), and the verb's own arguments.
         on_rank: called on every rank inside its process group, with the verb's own arguments only.
-    Returns: exit code. Raises: UserError: no such run, or wrong words.
+    Returns: what `on_rank` gave on rank 0. Raises: UserError: no such run, or wrong words. RankFailure.
     """
     directories = [word.removeprefix("run=") for word in words if word.startswith("run=")]
     if len(directories) != 1:
@@ -66,17 +67,13 @@ def on_stored_run(verb: str, words: Sequence[str], on_rank: RankFunction) -> int
     arguments = [word for word in words if not word.startswith("run=")]
     prepared = prepare_stored(verb, run_dir, arguments)
     config, world = prepared.config, prepared.world
-    try:
-        if world.launcher == "elastic":
-            start_ranks(world, config.launch, [verb, str(run_dir), *arguments], run_dir)
-        else:
-            set_up_rank_logs(run_dir, world)
-            with process_group(config, world):
-                on_rank(prepared, run_dir, own_arguments(verb, arguments))
-    except RankFailure as failure:
-        print(failure, file=sys.stderr)
-        return EXIT_BUG
-    return EXIT_DONE
+    if world.launcher == "elastic":
+        # A plugin may be known here because this process has imported it, which the ranks have not.
+        others = [word for word in arguments if not word.startswith("plugins=")]
+        return start_ranks(world, config.launch, verb, run_dir, [*plugins_word(config.plugins), *others])
+    set_up_rank_logs(run_dir, world)
+    with process_group(config, world):
+        return on_rank(prepared, run_dir, own_arguments(verb, arguments))
 
 
 def own_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
@@ -85,6 +82,15 @@ def own_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
 
 
 def prepare_stored(verb: str, run_dir: Path, arguments: Sequence[str]) -> PreparedRun:
+    """See changed_config; and the ranks to work on the run. Raises: UserError: also for devices that are not here."""
+    stored = changed_config(verb, run_dir, arguments)
+    world = plan_world(stored.config.trainer, stored.config.launch)
+    if verb != "predict":  # which needs neither the training data nor a batch that the ranks divide
+        validate(stored.config, stored.task, world, trains=verb == "fit")
+    return PreparedRun(stored.config, stored.mapping, stored.task, world)
+
+
+def changed_config(verb: str, run_dir: Path, arguments: Sequence[str]) -> StoredConfig:
     """The run's configuration, changed as the words ask. Raises: UserError: a wrong key, value or data set."""
     words = _split(verb, arguments)
     stored = _read(run_dir, words)
@@ -93,12 +99,9 @@ def prepare_stored(verb: str, run_dir: Path, arguments: Sequence[str]) -> Prepar
         if "." in key and not _is_accepted(key, verb, stored.config):
             advice = f"it belongs to training; {verb} takes {', '.join(ACCEPTED_KEYS[verb])}"
             raise UserError(f"{word}: {verb} would ignore it", advice)
-    world = plan_world(stored.config.trainer, stored.config.launch)
-    if verb != "predict":  # which needs neither the training data nor a batch that the ranks divide
-        validate(stored.config, stored.task, world, trains=verb == "fit")
     if words.data and (problems := stored.task.validate(stored.config)):
         raise ConfigError(problems)
-    return PreparedRun(stored.config, stored.mapping, stored.task, world)
+    return stored
 
 
 def _split(verb: str, arguments: Sequence[str]) -> StoredWords:

@@ -1,17 +1,20 @@
 """A trained model from its run directory alone."""
 
+import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from bert_by_hand import by_hand
 from safetensors.torch import load_file, save_file
-from warm import run_warm
 
+import trainer
 from tasks.bert.config import TASK
 from tasks.bert.inference import BertInference
 from trainer.errors import UserError
+from trainer.run.metrics_file import read_metrics
 from trainer.run.stored_config import read_stored_config
 
 CPU = torch.device("cpu")
@@ -35,6 +38,28 @@ def test_results_are_those_of_the_model_called_by_hand(run_alone):
     assert json.dumps(results)
 
 
+def test_logits_are_those_of_eval(run_alone, texts):
+    """Of the validation set: their loss and accuracy are what the run has logged for its best weights."""
+    with (texts / "validation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    model = trainer.load(run_alone, device="cpu")
+    logits = model.outputs(rows)
+    torch.testing.assert_close(logits, by_hand(run_alone, [row["text"] for row in rows]), atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits, model.outputs([row["text"] for row in rows]))
+    targets = torch.tensor([["bad", "fair", "good"].index(row["label"]) for row in rows])
+    logged = [line for line in read_metrics(run_alone) if "val/loss" in line]
+    best = max(logged, key=lambda line: line["val/accuracy"])
+    loss = torch.nn.functional.cross_entropy(logits.double(), targets).item()
+    assert loss == pytest.approx(best["val/loss"], rel=1e-5)
+    assert (logits.argmax(1) == targets).double().mean().item() == pytest.approx(best["val/accuracy"])
+
+
+def test_one_text_is_a_list_of_one(run_alone):
+    model = loaded(run_alone)
+    assert model(TEXTS[0]) == model(TEXTS[:1]) == model({"text": TEXTS[0]})
+    assert model(pd.Series(TEXTS)) == model(TEXTS)
+
+
 def test_the_network_takes_tensors_by_name(run_alone):
     inference = loaded(run_alone)
     inputs = inference.preprocess(TEXTS)
@@ -55,8 +80,8 @@ def test_long_texts_are_cut_as_in_training(run_alone):
 
 @pytest.mark.parametrize("bad", ["", "  ", None, 5, ("a", "b")])
 def test_a_bad_input_is_named(run_alone, bad):
-    with pytest.raises(UserError, match="input 2: "):
-        loaded(run_alone).preprocess(["fine", bad])
+    with pytest.raises(UserError, match="input 1: "):
+        loaded(run_alone)(["fine", bad], batch_size=1)
 
 
 def test_weights_that_are_missing_or_of_another_network_are_errors(run_alone, tmp_path):
@@ -95,17 +120,3 @@ def test_scores_are_in_the_units_of_training(run_alone, tmp_path):
     )
     np.testing.assert_allclose([row["score"] for row in loaded(tmp_path)(TEXTS)], plain * 2 + 3, atol=1e-5)
     np.testing.assert_allclose(plain, by_hand(tmp_path, TEXTS)[:, 0], atol=2e-6)
-
-
-def test_nothing_of_lightning_is_constructed(run_alone, tmp_path):
-    code = (
-        "import torch; from pathlib import Path; from pytorch_lightning import LightningModule, Trainer\n"
-        "def refuse(*a, **k): raise AssertionError\n"
-        "LightningModule.__init__ = Trainer.__init__ = refuse\n"
-        "from tasks.bert.config import TASK; from trainer.run.stored_config import read_stored_config\n"
-        f"run = Path({str(run_alone)!r})\n"
-        "print(TASK.load_inference(read_stored_config(run).config, run, torch.device('cpu'))(['the film'])[0])"
-    )
-    (tmp_path / "infer.py").write_text(code)
-    done = run_warm(["infer.py"], cwd=tmp_path)
-    assert "probabilities" in done.stdout, done.stderr

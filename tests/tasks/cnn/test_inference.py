@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import trainer
 from tasks.cnn.inference import CNNInference
 from trainer.cli import main
 from trainer.data.module import DataModule
@@ -104,17 +105,28 @@ def evaluated(folder: Path, name: str) -> tuple[Tensor, list[str]]:
 def test_logits_are_those_of_eval_bit_for_bit(name: str, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
     expected, files = evaluated(trained, name)
-    inference = inference_of(run_of(trained, name))
-    batches = [files[start : start + EVAL_SIZE] for start in range(0, len(files), EVAL_SIZE)]
-    logits = torch.cat([inference.logits(inference.preprocess(batch)["images"]) for batch in batches])
+    logits = trainer.load(run_of(trained, name), device="cpu").outputs(files)
     assert len(expected) == COUNT
     assert torch.equal(logits, expected)
+
+
+def test_raw_images_of_all_kinds_are_the_same_input(trained: Path) -> None:
+    model = trainer.load(run_of(trained), device="cpu")
+    pixels = np.stack([picture(number) for number in range(5)])
+    expected = model.outputs(pixels, batch_size=2)
+    assert expected.shape == (5, 2)
+    for alike in (list(pixels), [Image.fromarray(image) for image in pixels], iter(pixels)):
+        assert torch.equal(model.outputs(alike, batch_size=2), expected)
+    for one in (pixels[3], Image.fromarray(pixels[3]), [pixels[3]]):
+        assert torch.equal(model.outputs(one), model.outputs([pixels[3]]))
+    file = min((trained / "insects").rglob("*.png"))
+    assert model(file) == model(str(file)) == model([Image.open(file)]) == model(file.read_bytes())
 
 
 def test_results_are_softmax_by_class_name(trained: Path) -> None:
     inference = inference_of(run_of(trained))
     images = [picture(number) for number in range(5)]
-    logits = inference.logits(inference.preprocess(images)["images"]).double()
+    logits = inference.outputs(images).double()
     for result, row in zip(inference(images), logits.softmax(1).tolist(), strict=True):
         assert list(result["probabilities"]) == ["ant", "bee"]
         assert list(result["probabilities"].values()) == pytest.approx(row, abs=1e-6)
@@ -132,8 +144,10 @@ def test_example_inputs_fit_the_network(trained: Path) -> None:
 
 
 def test_a_bad_input_is_named(trained: Path) -> None:
-    with pytest.raises(UserError, match="input 1: has 1 channel, the training images have 3 channels"):
-        inference_of(run_of(trained))([picture(0), picture(1, channels=1)])
+    """By its position among all inputs, not within its batch."""
+    for size in (None, 1):
+        with pytest.raises(UserError, match="input 1: has 1 channel, the training images have 3 channels"):
+            inference_of(run_of(trained))([picture(0), picture(1, channels=1)], batch_size=size)
 
 
 def test_damaged_or_missing_weights_are_user_errors(trained: Path, tmp_path: Path) -> None:

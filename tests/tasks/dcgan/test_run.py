@@ -19,9 +19,12 @@ from safetensors.torch import load_model
 from several_lines import on_ranks
 from torchmetrics.image.fid import _compute_fid
 
+import trainer
 from tasks.dcgan.features import build_features, load_classifier
 from tasks.dcgan.module import DCGANModule
-from tasks.dcgan.samples import CollapseWarning, SampleGrids, over_time, save_grid
+from tasks.dcgan.networks import to_pixels
+from tasks.dcgan.pictures import over_time, save_grid
+from tasks.dcgan.samples import CollapseWarning, SampleGrids
 from trainer.cli import main
 from trainer.data.images.module import ImageDataModule
 from trainer.errors import UserError
@@ -146,14 +149,20 @@ def test_a_torn_last_score_breaks_no_later_run(runs: Path, tmp_path: Path, monke
 def test_images_are_those_of_the_module_and_depend_on_the_seed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, module = trained(runs, monkeypatch)
     inference = generator(run_dir(runs))
+    model: Any = trainer.load(run_dir(runs), device="cpu")
     noise = inference.preprocess([0, 1, 2])["noise"]
+    expected = module.sample(noise)[:, 0].numpy()
+    for points in (3, model.noise(3), [0, 1, 2], list(model.noise(3))):
+        np.testing.assert_array_equal(np.stack([np.asarray(image) for image in model(points)]), expected)
+    np.testing.assert_array_equal(to_pixels(model.outputs(model.noise(3), batch_size=2))[:, 0], expected)
     folder = run_dir(runs) / "samples"
     for seed in (0, 1):
         assert main(["predict", f"run={run_dir(runs)}", "n=3", f"seed={seed}"]) == 0
     files = [np.asarray(Image.open(folder / "generated-seed0-n3" / f"00000{number}.png")) for number in range(3)]
-    np.testing.assert_array_equal(np.stack(files), module.sample(noise)[:, 0].numpy())
+    np.testing.assert_array_equal(np.stack(files), expected)
     other = np.asarray(Image.open(folder / "generated-seed1-n3" / "000000.png"))
     assert not np.array_equal(other, files[0])
+    np.testing.assert_array_equal(other, np.asarray(model(3, seed=1)[0]))
 
 
 def test_a_generator_as_a_function(runs: Path) -> None:
@@ -161,9 +170,11 @@ def test_a_generator_as_a_function(runs: Path) -> None:
     example = inference.example_inputs()
     assert inference.network(**example.tensors).shape == (2, 1, 32, 32)
     point = inference.preprocess([4])["noise"][0].numpy()
-    by_number, by_point = (inference([value])[0]["png_base64"] for value in (4, point))
+    by_number, by_point = (inference([value])[0] for value in (4, point))
     assert by_number == by_point
-    assert Image.open(io.BytesIO(base64.b64decode(by_number))).size == (32, 32)
+    (result,) = inference.postprocess(inference.outputs([4]))
+    file = Image.open(io.BytesIO(base64.b64decode(result["png_base64"])))
+    np.testing.assert_array_equal(np.asarray(file), np.asarray(by_number))
     for bad in ("a", [1.0, 2.0], [float("nan")] * 16):
         with pytest.raises(UserError, match="input 0: neither an integer nor 16 finite numbers"):
             inference([bad])

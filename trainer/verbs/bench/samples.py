@@ -70,7 +70,7 @@ class Workshop:
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         on_gpus = "cuda" if accelerator == "cuda" else "cpu"
         world = World("elastic", on_gpus, devices, devices, 1)
-        start_ranks(world, self.request.prepared.config.launch, ["bench", str(run_dir), *words], run_dir)
+        start_ranks(world, self.request.prepared.config.launch, "bench", run_dir, words)
         result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         self.passes.setdefault(kind, int(result["passes"]))
         return Sample(result["time_s"], result["computed"], {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,8 +18,7 @@ from trainer.bench.page import write_result
 from trainer.bench.result import Prediction, Result, print_result
 from trainer.bench.rounds import AGAIN, Sample, Samples, largest_difference, run_rounds
 from trainer.bench.speedup import StepModel, ratio, speed_ups
-from trainer.errors import EXIT_BUG, EXIT_DONE
-from trainer.launch.agent import RankFailure
+from trainer.errors import EXIT_DONE
 from trainer.run.provenance import cpu_name, gpu_names, package_versions
 from trainer.run.record import Record
 from trainer.verbs.bench.request import Request, busy_note, parse
@@ -43,15 +41,11 @@ def scaling(words: Sequence[str]) -> int:
     request = parse(words)
     console = Console()
     started, load = datetime.now(UTC), os.getloadavg()[0]
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            workshop = Workshop(request, Path(folder))
-            sides, model = _sides(request, workshop)
-            samples = run_rounds(sides, request.rounds, partial(_report, console, request.rounds))
-            predictions = model(samples)
-    except RankFailure as failure:
-        print(failure, file=sys.stderr)
-        return EXIT_BUG
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        workshop = Workshop(request, Path(folder))
+        sides, model = _sides(request, workshop)
+        samples = run_rounds(sides, request.rounds, partial(_report, console, request.rounds))
+        predictions = model(samples)
     facts = {
         "command": f"python -m trainer bench scaling {shlex.join(words)}",
         "date": started.isoformat(timespec="seconds"),

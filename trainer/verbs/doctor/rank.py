@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.schema import Config
-from trainer.errors import EXIT_BUG, EXIT_DONE, UserError, counted
+from trainer.errors import EXIT_BUG, EXIT_DONE, RankFailure, UserError, counted
 from trainer.faults.exit import end_with_parent, run_and_exit
-from trainer.launch.agent import RankFailure, run_agent
+from trainer.launch.agent import run_agent
 from trainer.launch.discover import joined_world
 from trainer.launch.error_file import record_error
 from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND

@@ -1,0 +1,95 @@
+"""trainer.load, evaluate and predict: what a run has trained, from its directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.api.process import exclusive, unchanged_generators, unchanged_process
+from trainer.config.aliases import replace_aliases
+from trainer.config.compose import parse_overrides
+from trainer.errors import UserError
+from trainer.run.record import Record
+from trainer.verbs.evaluate import evaluate_on_rank
+from trainer.verbs.predict import predict_on_rank
+from trainer.verbs.stored_run import changed_config, on_stored_run
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.inference import Inference
+
+# Networks are built within seconds; a call that takes longer is training.
+LOAD_WAITS_S = 60.0
+
+RunDir = str | os.PathLike[str]
+
+
+def load(
+    run_dir: RunDir, *overrides: str, device: str | torch.device = "auto", precision: str | None = None
+) -> Inference:
+    """The model of a finished run, to be called on raw inputs: `load(run_dir)(inputs)`.
+
+    It needs the run directory only, and no Lightning. Inputs are texts, pairs, rows; images as paths, bytes, Pillow
+    images or arrays; for a DCGAN the number of images, or latent points. `model(inputs)` returns a list of results, as
+    a rule dicts; `model.outputs(inputs)` the tensor before labels, such as logits (N, C).
+
+    Args: overrides: as those of the verb predict, such as "plugins=[FOLDER]". device: auto is the first GPU, or the CPU
+        where there is none. precision: as trainer.precision; None is the run's own.
+    Raises: UserError: no such run, no weights yet, a damaged file, no such device.
+    """
+    import torch
+
+    place = Path(run_dir)
+    Record(place).read()
+    words = [*overrides, *([f"trainer.precision={precision}"] if precision is not None else [])]
+    stored = changed_config("predict", place, replace_aliases(parse_overrides(words)))
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device}: {str(error).splitlines()[0]}") from error
+    with exclusive("load", LOAD_WAITS_S), unchanged_generators():
+        return stored.task.load_inference(stored.config, place, torch.device(name))
+
+
+def evaluate(run_dir: RunDir, *overrides: str) -> dict[str, float]:
+    """Metrics of a trained model by name, as `python -m trainer eval run=DIR OVERRIDES` computes and writes them.
+
+    Args: overrides: as on the command line: "checkpoint=last", "data=NAME", "trainer.devices=2", ...
+    Raises: UserError: with the text that the command line prints. RankFailure: one of several ranks failed.
+    """
+    with _verb("evaluate", overrides):
+        return on_stored_run("eval", [f"run={os.fspath(run_dir)}", *overrides], evaluate_on_rank)
+
+
+def predict(run_dir: RunDir, *overrides: str, **arguments: Any) -> Path | None:
+    """Apply a run to a file or folder, as `python -m trainer predict run=DIR WORDS` does: `predict(run, input=FILE)`.
+
+    Args: overrides: as on the command line: "trainer.devices=2", ... arguments: those of the task, which
+        `python -m trainer predict --help` lists.
+    Returns: the file or folder written; None where the task only prints.
+    Raises: UserError: with the text that the command line prints. RankFailure: one of several ranks failed.
+    """
+    words = [f"run={os.fspath(run_dir)}", *overrides, *(f"{key}={_text(value)}" for key, value in arguments.items())]
+    with _verb("predict", words[1:]):
+        place = on_stored_run("predict", words, predict_on_rank)
+    return None if place is None else Path(place)
+
+
+@contextmanager
+def _verb(name: str, words: tuple[str, ...] | list[str]) -> Iterator[None]:
+    with exclusive(name), unchanged_process([f"trainer.{name}", *words]):
+        try:
+            yield
+        except SystemExit as request:
+            # Ranks that were started have ended on Ctrl-C, which is what the caller has typed.
+            raise KeyboardInterrupt from request
+
+
+def _text(value: Any) -> str:
+    return os.fspath(value) if isinstance(value, (str, os.PathLike)) else json.dumps(value)
