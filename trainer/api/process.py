@@ -93,6 +93,9 @@ def _interpreter(command: Sequence[str]) -> Callable[[], None]:
 
 def _environment() -> Callable[[], None]:
     before = dict(os.environ)
+    if "ipykernel" in sys.modules:
+        # A kernel sets it, and rich would take the notebook, or the ranks' output in it, for a terminal.
+        os.environ.pop("FORCE_COLOR", None)
 
     def restore() -> None:
         for name in set(os.environ) - set(before):

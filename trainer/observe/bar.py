@@ -22,12 +22,8 @@ class Bar(Protocol):
 
 
 def open_console() -> Console:
-    """A console that prints plain text in a notebook: rich would make an output of its own of each line.
-
-    A notebook's kernel sets FORCE_COLOR, by which rich takes it for a terminal.
-    """
-    console = Console()
-    return Console(force_jupyter=False, force_terminal=False) if console.is_jupyter else console
+    """A console that prints text in a notebook too, where rich would make an output of its own of each line."""
+    return Console(force_jupyter=False)
 
 
 def open_bar(console: Console, total: int, completed: int) -> Bar | None:
