@@ -168,5 +168,8 @@ def test_a_resumed_run_does_not_need_its_source(
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     losses = [[line["train/loss"] for line in read_metrics(each) if "train/loss" in line] for each in (run, whole)]
     assert losses[0] == losses[1]
-    # Finished, it is no longer continued, and a new one needs the file.
+    # Finished, it is no longer continued, and a new one needs the file; but it can be made longer.
     assert main(words) == 2
+    assert main([*words, f"run.name={run.name}", "trainer.max_steps=18", "trainer.max_epochs=2"]) == 2
+    assert main([*words, f"run.name={run.name}", "trainer.max_epochs=2"]) == 0
+    assert len(json.loads((run / "run.json").read_text())["continuations"]) == 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.checkpoint.callback import STATE_KEY
@@ -66,11 +66,12 @@ class Continuation(pl.Callback):
         Raises: UserError: the state is that of another optimizer.
         """
         self.built = [[_options(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
-        sizes = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
-        saved_sizes = [[len(group["params"]) for group in groups] for groups in self.saved]
-        keys = [{*group} for groups in self.built for group in groups]
-        saved_keys = [{*_options(group)} for groups in self.saved for group in groups]
-        if sizes != saved_sizes or keys != saved_keys:
+        keys = [[set(group) for group in groups] for groups in self.built]
+        saved_keys = [[set(_options(group)) for group in groups] for groups in self.saved]
+        # Counted over the networks: DeepSpeed has flattened the parameters of its groups by now.
+        count = sum(parameter.requires_grad for parameter in _networks_parameters(pl_module))
+        saved_count = sum(len(group["params"]) for groups in self.saved for group in groups)
+        if keys != saved_keys or count != saved_count:
             raise UserError(
                 "optimizer: the checkpoint holds the state of another optimizer, or of other trained layers",
                 "choose the optimizer of its run, or take only the weights with init.from=CHECKPOINT",
@@ -91,6 +92,12 @@ class Continuation(pl.Callback):
             total = int(trainer.estimated_stepping_batches)
             now = f"{lr:.4g} from step {trainer.global_step + 1} of {total} on (it was {self.saved_lr:.4g})"
             print(f"learning rate: {now}, as if the schedule had been this one from the start", flush=True)
+
+
+def _networks_parameters(module: pl.LightningModule) -> Iterator[nn.Parameter]:
+    assert isinstance(module, TrainingModule)
+    for network in module.networks().values():
+        yield from network.parameters()
 
 
 def is_of_shorter_run(config: Config, checkpoint: Path) -> bool:

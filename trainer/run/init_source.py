@@ -88,16 +88,20 @@ def _file_hash(init: InitConfig) -> str:
 
 
 def _recorded_hash(config: Config) -> str | None:
-    """The hash of a source that is gone, from the unfinished run of the same configuration; None where it is there."""
+    """The hash of a source that is gone, from the run that this command resumes; None where the source is there."""
     if source_path(config.init).exists():
         return None
     for file in sorted((Path(config.run.root) / config.task.name).glob(f"*/{CONFIG_FILE}")):
-        init = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("init") or {}
-        sha256 = init.get("sha256")
-        if (init.get("from"), init.get("ckpt_path")) != (config.init.from_, config.init.ckpt_path) or not sha256:
+        try:
+            init = yaml.safe_load(file.read_text(encoding="utf-8"))["init"]
+            record = Record(file.parent).read()
+        except (OSError, yaml.YAMLError, KeyError, TypeError, UserError):
+            continue  # no run that could be resumed
+        if (init["from"], init["ckpt_path"]) != (config.init.from_, config.init.ckpt_path):
             continue
-        record = Record(file.parent).read()
-        alike = replace(config, init=replace(config.init, sha256=sha256))
-        if record["hash"] == identity_hash(alike) and record["status"] != "finished":
-            return sha256
+        alike = replace(config, init=replace(config.init, sha256=init["sha256"]))
+        unfinished = record["status"] != "finished" and record["hash"] == identity_hash(alike)
+        # A named run may have become longer; `open_run` compares the rest.
+        if unfinished or file.parent.name == config.run.name:
+            return init["sha256"]
     return None
