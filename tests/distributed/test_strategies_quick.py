@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 from conftest import SPIRALS_WORDS
@@ -67,6 +68,15 @@ def test_weights_and_gradient_norms_equal_one_process(run: str, one_process: Pat
         assert (actual[name] - value).abs().max() <= 1e-6, name
     assert len(norms(one)) == 4
     assert norms(two) == pytest.approx(norms(one), rel=1e-4)
+
+
+@pytest.mark.parametrize("two_ranks", ["fsdp2"], indirect=True)
+def test_collectives_of_the_passes_are_communication(one_process: Path, two_ranks: Path) -> None:
+    def share(directory: Path) -> float:
+        lines = [line for line in read_metrics(only_run(directory)) if "perf/share_communication" in line]
+        return median(line["perf/share_communication"] for line in lines)
+
+    assert share(two_ranks / "free") > 10 * share(one_process / "free")
 
 
 def test_the_norms_are_large_enough_to_be_clipped(one_process: Path) -> None:
