@@ -38,7 +38,7 @@ def test_the_start_is_plain(console: Console) -> None:
     }
     for num_ranks, words in ((1, "1 rank, cpu"), (2, "2 ranks, cpu")):
         world = replace(plan.world, world_size=num_ranks)
-        print_start(console, Path(RUN), plan.config, world, facts, Path(RUN) / "checkpoints" / "step-00000300")
+        print_start(console, Path(RUN), plan.config, world, facts, ["resuming from step-00000300"])
         assert words in printed(console)
     lines = re.sub(r"\x1b\[[\d;]*m", "", printed(console)).splitlines()
     assert lines[0] == RUN
