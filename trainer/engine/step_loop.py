@@ -1,9 +1,9 @@
 """Lightning's loop over the batches of an epoch, with less around a step.
 
 For every hook of every callback, also where nobody overrides it, Lightning's own enters a profiler's context, formats a
-line for its debug log and sets an attribute of the module: 85 contexts a step, a tenth of a small model's time
-(docs/performance.md). Here the overridden hooks are called. The progress that is saved and restored, evaluations and
-stops remain Lightning's. What a step logs is what it returns: `self.log` is for evaluations.
+line for its debug log and sets an attribute of the module: 85 contexts a step (docs/performance.md). Here the
+overridden hooks are called. The progress that is saved and restored, evaluations and stops remain Lightning's. What a
+step logs is what it returns: `self.log` is for evaluations.
 """
 
 from __future__ import annotations
