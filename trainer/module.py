@@ -28,6 +28,7 @@ from trainer.config.schema import Config
 from trainer.data.batch import B, MicroBatch, StepBatch
 from trainer.optim.hidden import find_outer_layers, hidden_weights
 from trainer.optim.optimizers import build_optimizer, build_scheduler
+from trainer.own_metrics import OwnMetrics
 
 # Sums over this rank's valid samples of a step, by name, all scalars on the device. `x` is logged as the mean train/x
 # over the global batch; `num_x` is a count and is logged as the rate perf/x_per_s.
@@ -100,6 +101,8 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         self.last_lrs: dict[str, float] = {}
         # Metrics of the last evaluation, with prefix; Lightning keeps them in single precision only.
         self.evaluated: dict[str, float] = {}
+        # Metrics of the user's own; a task that feeds them builds them.
+        self.own_metrics: OwnMetrics | None = None
         # This rank's own buffers while the networks hold the mean over ranks; None while they hold their own.
         self.own_buffers: dict[str, Tensor] | None = None
 
@@ -135,6 +138,11 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
 
         Args: weights: full tensors by their names in this module.
         """
+
+    def update_own_metrics(self, metrics_prefix: str, outputs: Tensor, labels: Tensor) -> None:
+        """Add the valid rows of an evaluation batch to the user's own metrics. Shapes: outputs (B, K), labels (B,)."""
+        if self.own_metrics is not None:
+            self.own_metrics.update(metrics_prefix, outputs, labels)
 
     def setup(self, stage: str) -> None:
         """Lightning's hook, before the strategy wraps the networks: without a wrapper they are called as they are."""
@@ -315,7 +323,10 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
-        metrics = {f"{prefix}/{name}": value for name, value in self.evaluation_metrics(prefix).items()}
+        measured = dict(self.evaluation_metrics(prefix))
+        if self.own_metrics is not None:
+            measured |= self.own_metrics.compute(prefix, measured)
+        metrics = {f"{prefix}/{name}": value for name, value in measured.items()}
         # evaluation_metrics has reduced over ranks already: sync_dist would average the same numbers once more.
         # Lightning would pass the loggers a step one behind that of the training lines.
         self.log_dict(metrics, logger=False, sync_dist=False)

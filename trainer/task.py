@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from trainer.config.own_parts import OwnModelConfig
 from trainer.config.schema import Config, DataConfig, ModelConfig, TaskConfig
 from trainer.errors import Problem, UserError, nearest
 
@@ -50,6 +51,8 @@ class TaskSpec:
     sizes: "package.module:function" with `(Config) -> ModelSizes | None`, for `plan`; it may import torch, but neither
     Lightning nor transformers, which take seconds. None where sizes are not known before the data is read.
     inference: "package.module:Class", a subclass of `trainer.inference.Inference`; None where the task has none.
+    own_model: schema of a `model` node with `_target_`; None where the task takes no network of the user's own.
+    takes_metrics: its evaluations feed metrics of the user's own; see TrainingModule.update_own_metrics.
     predict_arguments: schema of the arguments that the verb `predict` takes besides run=DIR.
     """
 
@@ -65,6 +68,8 @@ class TaskSpec:
     sizes: str | None = None
     inference: str | None = None
     predict_arguments: type[Any] | None = None
+    own_model: type[OwnModelConfig] | None = None
+    takes_metrics: bool = False
 
     def build_data(self, config: Config) -> DataModule:
         """The data module of a run; nothing is read from disk yet."""

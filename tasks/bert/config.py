@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from pydantic import Field
 
 from tasks.bert.weights import encoder_problems, position_limit
+from trainer.config.own_parts import OwnModelConfig
 from trainer.config.schema import Config, Count, DataConfig, Fraction, ModelConfig, Positive, TaskConfig, settings
 from trainer.data.texts.config import (
     CsvConfig,
@@ -123,6 +124,14 @@ class ScratchConfig(BertModelConfig):
 
 
 @settings
+class OwnTextModelConfig(OwnModelConfig):
+    """A network of the user's own, with a WordPiece vocabulary trained on the training split."""
+
+    vocab_size: Annotated[int, Field(ge=100)]
+    """Largest number of word pieces."""
+
+
+@settings
 class IntentsConfig(TextDataConfig):
     """A customer-service set that the project generates."""
 
@@ -154,14 +163,16 @@ class PredictArguments:
     """Of the input, as data.encoding; null is as in training."""
 
 
-BertConfig = Config[BertTaskConfig, BertModelConfig, TextDataConfig]
+TextModelConfig = BertModelConfig | OwnTextModelConfig
+BertConfig = Config[BertTaskConfig, TextModelConfig, TextDataConfig]
 
 
 def validate(config: BertConfig) -> Sequence[Problem]:
     """Contradictions between values that each have the right type."""
     task, model, data = config.task, config.model, config.data
     return [
-        *_task_problems(task, config.monitor.metric, config.monitor.mode, config.optimizer.name),
+        *_metric_problems(task, config),
+        *_task_problems(task, config.optimizer.name),
         *(
             encoder_problems(model.path, model.pretrained, model.allow_pickle)
             if isinstance(model, EncoderConfig)
@@ -172,22 +183,34 @@ def validate(config: BertConfig) -> Sequence[Problem]:
     ]
 
 
-def _task_problems(task: BertTaskConfig, metric: str, mode: str, optimizer: str) -> Iterator[Problem]:
-    if task.kind == "regression" and task.class_weights is not None:
-        yield Problem("task.class_weights", task.class_weights, "a score has no classes; null")
+def _metric_problems(task: BertTaskConfig, config: BertConfig) -> Iterator[Problem]:
+    metric, mode = config.monitor.metric, config.monitor.mode
+    if metric.removeprefix("val/") in config.metrics:
+        return
     if metric not in METRICS[task.kind]:
         advice = nearest(metric, METRICS[task.kind])
         yield Problem("monitor.metric", metric, f"not measured with task.kind={task.kind}; {advice}")
     elif mode != ("min" if metric in SMALLER_IS_BETTER else "max"):
         better = "smaller" if metric in SMALLER_IS_BETTER else "larger"
         yield Problem("monitor.mode", mode, f"a {better} {metric} is better")
+
+
+def _task_problems(task: BertTaskConfig, optimizer: str) -> Iterator[Problem]:
+    if task.kind == "regression" and task.class_weights is not None:
+        yield Problem("task.class_weights", task.class_weights, "a score has no classes; null")
     if task.freeze_layers and not task.freeze_embeddings:
         yield Problem("task.freeze_layers", task.freeze_layers, "needs task.freeze_embeddings=true")
     if optimizer == "muon" and task.layer_lr_decay != 1.0:
         yield Problem("task.layer_lr_decay", task.layer_lr_decay, "muon has two learning rates; 1.0, or adamw")
 
 
-def _size_problems(task: BertTaskConfig, model: BertModelConfig, data: TextDataConfig) -> Iterator[Problem]:
+def _size_problems(task: BertTaskConfig, model: TextModelConfig, data: TextDataConfig) -> Iterator[Problem]:
+    if isinstance(model, OwnTextModelConfig):
+        unknown = {"freeze_embeddings": False, "freeze_layers": 0, "layer_lr_decay": 1.0}
+        for key, without in unknown.items():
+            if getattr(task, key) != without:
+                advice = f"the layers of model={model.name}, a network of your own, are not known; use {without}"
+                yield Problem(f"task.{key}", getattr(task, key), advice)
     num_layers = model.num_layers if isinstance(model, (EncoderConfig, ScratchConfig)) else None
     if num_layers is not None and task.freeze_layers > num_layers:
         yield Problem("task.freeze_layers", task.freeze_layers, f"the model has {num_layers} layers")
@@ -234,4 +257,6 @@ TASK = TaskSpec(
     validate=validate,
     inference="tasks.bert.inference:BertInference",
     predict_arguments=PredictArguments,
+    own_model=OwnTextModelConfig,
+    takes_metrics=True,
 )

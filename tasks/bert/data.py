@@ -7,13 +7,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tasks.bert.config import BertConfig, EncoderConfig, IntentsConfig, ScratchConfig
+from tasks.bert.config import BertConfig, EncoderConfig, IntentsConfig, OwnTextModelConfig, ScratchConfig
 from tasks.bert.input_spec import InputSpec, read_tokenizer
 from tasks.bert.intents import intent_splits
 from tasks.bert.labels import Labels, is_unlabelled, listing
@@ -90,14 +90,14 @@ class TextData(DataModule[BertConfig]):
         """
         init, model = self.config.init, self.config.model
         if init.from_ is None and init.ckpt_path is None:
-            return build_tokenizer(model, texts, fingerprint)
+            return build_tokenizer(model, texts, fingerprint, self.config.data.max_length)
         run = source_run(init)
-        if isinstance(model, ScratchConfig):
+        if isinstance(model, ScratchConfig | OwnTextModelConfig):
             if run is not None:
                 return read_tokenizer(run)
             reason = f"a file outside of a run, and the vocabulary of model={model.name} is learned by each run"
             raise UserError(f"{source_key(init)}: {reason}", "name the directory of the run that has the weights")
-        tokenizer = build_tokenizer(model, texts, fingerprint)
+        tokenizer = build_tokenizer(model, texts, fingerprint, self.config.data.max_length)
         if run is not None and read_tokenizer(run).get_vocab() != tokenizer.get_vocab():
             raise UserError(f"{source_key(init)}: its run has another vocabulary than model={model.name}")
         return tokenizer
@@ -153,7 +153,7 @@ class TextData(DataModule[BertConfig]):
         """See DataModule."""
         names = self.labels.names
         train = self.token_sets["train"].buffer
-        network = network_config(self.config.model, self.tokenizer, len(names or [0]), names, len(self.columns) == 2)
+        network = self._network()
         spec = InputSpec(
             kind=self.config.task.kind,
             columns=self.source_columns,
@@ -163,9 +163,17 @@ class TextData(DataModule[BertConfig]):
             max_length=self.config.data.max_length,
             truncated_share=train.truncated_share,
             unknown_share=train.unknown_share,
-            network=json.loads(network.to_json_string(use_diff=False)),
+            network=network,
         )
         spec.write(run_dir, self.tokenizer)
+
+    def _network(self) -> dict[str, Any]:
+        """The transformers configuration of the network; empty for one of the user's own."""
+        model, names = self.config.model, self.labels.names
+        if isinstance(model, OwnTextModelConfig):
+            return {}
+        config = network_config(model, self.tokenizer, len(names or [0]), names, len(self.columns) == 2)
+        return json.loads(config.to_json_string(use_diff=False))
 
     def fingerprint(self) -> str:
         """See DataModule: of tokens, labels and splits, so the same rows in another file or format are the same."""

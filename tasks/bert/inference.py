@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from tasks.bert.config import BertConfig, PredictArguments
+from tasks.bert.config import BertConfig, OwnTextModelConfig, PredictArguments
 from tasks.bert.input_spec import InputSpec, read_tokenizer
 from tasks.bert.models import empty_network, takes_types
+from tasks.bert.own_model import build_own_model, own_takes_types
 from tasks.bert.predict import (
     csv_format_of,
     output_path,
@@ -50,7 +51,7 @@ class TextNetwork(nn.Module):
     target_mean: Tensor
     target_std: Tensor
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("target_mean", torch.tensor(0.0))
@@ -63,7 +64,8 @@ class TextNetwork(nn.Module):
         Returns: (B, C) float32.
         """
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits.float()
+        result = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        logits = (result if isinstance(result, Tensor) else result.logits).float()
         return logits * self.target_std + self.target_mean
 
 
@@ -77,21 +79,30 @@ class BertInference(Inference):
         device: torch.device,
         spec: InputSpec,
         tokenizer: PreTrainedTokenizerBase,
+        takes_types: bool,
     ) -> None:
         super().__init__(config, network, device)
         self.spec, self.tokenizer = spec, tokenizer
         self.pad_to_multiple_of = config.data.pad_to_multiple_of
         self.metric = "pearson" if spec.label_names is None else "accuracy"
         self.is_pair = spec.columns.text_pair is not None
-        self.takes_types = takes_types(network.model, self.is_pair)
+        self.takes_types = takes_types
 
     @classmethod
     def load(cls, config: BertConfig, run_dir: Path, device: torch.device) -> Self:
         """See Inference."""
         spec = InputSpec.read(run_dir)
-        network = TextNetwork(empty_network(spec.network))
+        tokenizer, is_pair = read_tokenizer(run_dir), spec.columns.text_pair is not None
+        if isinstance(config.model, OwnTextModelConfig):
+            num_outputs = len(spec.label_names or [None])
+            model: nn.Module = build_own_model(config.model, tokenizer, num_outputs, spec.max_length, is_pair)
+            with_types = own_takes_types(model, is_pair)
+        else:
+            model = encoder = empty_network(spec.network)
+            with_types = takes_types(encoder, is_pair)
+        network = TextNetwork(model)
         load_network(network, run_dir)
-        return cls(config, network, device, spec, read_tokenizer(run_dir))
+        return cls(config, network, device, spec, tokenizer, with_types)
 
     def preprocess(self, inputs: Sequence[Any]) -> Mapping[str, Tensor]:
         """See Inference.

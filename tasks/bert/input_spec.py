@@ -24,7 +24,8 @@ class InputSpec:
 
     kind: as task.kind. columns and csv_format: of the training data. label_names: in the order of the outputs; None for
     scores. class_counts: training texts of each class. max_length: tokens. truncated_share, unknown_share: of the
-    training texts and of their tokens. network: the transformers configuration of the network.
+    training texts and of their tokens. network: the transformers configuration of the network;
+    empty for one of the user's own.
     """
 
     kind: Literal["classification", "regression"]

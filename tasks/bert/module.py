@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.bert.baseline import constant_metrics, tfidf_metrics
-from tasks.bert.config import BertConfig, BertTaskConfig
+from tasks.bert.config import BertConfig, BertModelConfig, BertTaskConfig, OwnTextModelConfig
 from tasks.bert.data import TextData
 from tasks.bert.flops import EncoderFlops
 from tasks.bert.huggingface import write_directory
 from tasks.bert.metrics import ClassMetrics, ScoreMetrics, TextMetrics, named, write_confusion
-from tasks.bert.models import announce, build_model, describe, encoder_layers, freeze, takes_types
+from tasks.bert.models import BuiltModel, announce, build_model, describe, encoder_layers, freeze, takes_types
+from tasks.bert.own_model import build_own_model, own_takes_types
 from tasks.bert.pooling import MeanPoolingClassifier
 from trainer.collectives import all_reduce_sum
 from trainer.config.groups import MuonConfig
@@ -30,6 +31,7 @@ from trainer.data.texts.buffer import TokenBatch
 from trainer.errors import UserError
 from trainer.module import StepSums, SupervisedModule
 from trainer.observe.images import log_image
+from trainer.own_metrics import OwnMetrics
 from trainer.run.files import HF_DIR
 
 SAMPLES_FOLDER = "samples"
@@ -53,11 +55,19 @@ class BertModule(SupervisedModule[BertConfig]):
         names = data.labels.names
         self.num_outputs = 1 if names is None else len(names)
         is_pair = len(data.columns) == 2
-        self.built = built = build_model(config.model, data.tokenizer, self.num_outputs, names, is_pair)
-        self.model = built.model
-        freeze(built.model, self.task.freeze_embeddings, self.task.freeze_layers)
-        self.flops = EncoderFlops.of(built.model)
-        self.takes_types = takes_types(built.model, is_pair)
+        # None for a network of the user's own.
+        self.built: BuiltModel | None = None
+        self.flops: EncoderFlops | None = None
+        if isinstance(config.model, OwnTextModelConfig):
+            longest = config.data.max_length
+            self.model = build_own_model(config.model, data.tokenizer, self.num_outputs, longest, is_pair)
+            self.takes_types = own_takes_types(self.model, is_pair)
+        else:
+            self.built = built = build_model(config.model, data.tokenizer, self.num_outputs, names, is_pair)
+            self.model = built.model
+            freeze(built.model, self.task.freeze_embeddings, self.task.freeze_layers)
+            self.flops = EncoderFlops.of(built.model)
+            self.takes_types = takes_types(built.model, is_pair)
         self.register_buffer("class_weights", class_weights(self.task, data))
         if names is None:
             mean, std = target_moments(data)
@@ -65,12 +75,14 @@ class BertModule(SupervisedModule[BertConfig]):
             self.register_buffer("target_std", torch.tensor(std, dtype=torch.float32))
         self.weight_scale: Tensor | float = 1.0
         self.metrics = nn.ModuleDict({prefix: self._new_metrics() for prefix in ("val", "test")})
+        facts = {"num_classes": self.num_outputs, "task": "multiclass"} if names is not None else {}
+        self.own_metrics = OwnMetrics(config.metrics, facts)
         # Of the last validation, on rank 0.
         self.confusion: Tensor | None = None
 
     def describe(self) -> Mapping[str, Any]:
         """Facts for the run's record: the origin of the weights, and what the metrics must exceed."""
-        return {**describe(self.built), "baselines": self.baselines}
+        return {**(describe(self.built) if self.built else {}), "baselines": self.baselines}
 
     @cached_property
     def baselines(self) -> dict[str, float]:
@@ -89,13 +101,15 @@ class BertModule(SupervisedModule[BertConfig]):
 
     def on_weights_loaded(self, sha256: str, new: Sequence[str]) -> None:
         """See TrainingModule: only a new head is at random values, and has a learning rate of its own."""
+        if self.built is None:
+            return
         initialised = [name.removeprefix("model.") for name in new]
         loaded = [name for name in self.model.state_dict() if name not in initialised]
         self.built = replace(self.built, sha256=sha256, loaded=loaded, initialised=initialised, unused=[])
 
     def on_fit_start(self) -> None:
         """Report the origin of the weights on the terminal and in the log."""
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.built is not None and isinstance(self.config.model, BertModelConfig):
             announce(self.built, self.config.model)
 
     def on_train_end(self) -> None:
@@ -107,7 +121,10 @@ class BertModule(SupervisedModule[BertConfig]):
                 self._write_confusion("val", self.confusion)
 
     def write_results(self, run_dir: Path, weights: Mapping[str, Tensor]) -> None:
-        """See TrainingModule: a directory for transformers, which has no class for the project's mean-pooled head."""
+        """See TrainingModule: a directory for transformers, which has no class for the project's mean-pooled head, nor
+        for a network of the user's own."""
+        if self.built is None:
+            return
         if isinstance(self.model, MeanPoolingClassifier):
             print(f"{HF_DIR}/ is not written: transformers has no classifier with a mean-pooled head, as this one has")
             return
@@ -135,15 +152,19 @@ class BertModule(SupervisedModule[BertConfig]):
             "padding_fraction": micro.num_valid - lengths.sum() / width,
             "num_tokens": lengths.sum(),
             "num_padded_tokens": num_padded,
-            "num_flops": self.flops(lengths),
+            **({} if self.flops is None else {"num_flops": self.flops(lengths)}),
         }
         return self.loss_sum(outputs, micro.labels[: micro.num_valid]) * self.weight_scale, sums
 
     def outputs(self, network: nn.Module, micro: TokenBatch) -> Tensor:
         """Logits, or scores in the units of the labels, of the valid rows: (num_valid, C) float32."""
         types = {"token_type_ids": micro.token_type_ids()} if self.takes_types else {}
-        result = network(input_ids=micro.input_ids, attention_mask=micro.attention_mask(), **types)
-        outputs = result.logits[: micro.num_valid].float()
+        mask = micro.attention_mask()
+        if mask is None and self.built is None:
+            mask = torch.ones_like(micro.input_ids)
+        result = network(input_ids=micro.input_ids, attention_mask=mask, **types)
+        logits = result.logits if self.built is not None else result
+        outputs = logits[: micro.num_valid].float()
         return outputs * self.target_std + self.target_mean if self.task.kind == "regression" else outputs
 
     def loss_sum(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -160,12 +181,14 @@ class BertModule(SupervisedModule[BertConfig]):
 
         The head comes last, so that optim/lr, which is the first group's, is that of the encoder.
         """
-        optimizer, task = self.config.optimizer, self.task
+        optimizer, task, built = self.config.optimizer, self.task, self.built
         # Muon has two learning rates of its own, and a model of random weights is as new as its head.
-        scale = 1.0 if isinstance(optimizer, MuonConfig) or self.built.sha256 is None else task.head_lr_scale
-        if task.layer_lr_decay == 1.0 and scale == 1.0:
+        scale = (
+            1.0 if isinstance(optimizer, MuonConfig) or built is None or built.sha256 is None else task.head_lr_scale
+        )
+        if built is None or (task.layer_lr_decay == 1.0 and scale == 1.0):
             return super().parameter_groups(network)
-        names = set(self.built.initialised)
+        names = set(built.initialised)
         new = {id(p) for name, p in self.model.named_parameters() if name in names}
         levels = self._parameters_from_top() if task.layer_lr_decay != 1.0 else [list(self.model.parameters())]
         groups, head = [], []
@@ -191,6 +214,8 @@ class BertModule(SupervisedModule[BertConfig]):
         outputs, labels = self.outputs(self.model, batch), batch.labels[: batch.num_valid]
         weights = torch.ones_like(outputs[:, 0]) if self.class_weights is None else self.class_weights[labels]
         self._metrics(metrics_prefix).update(self.loss_sum(outputs, labels), weights.sum(), outputs, labels)
+        is_score = self.task.kind == "regression"
+        self.update_own_metrics(metrics_prefix, outputs[:, 0] if is_score else outputs, labels)
 
     def evaluation_metrics(self, metrics_prefix: str) -> Mapping[str, float | Tensor]:
         """See TrainingModule."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from tasks.bert.config import BertConfig, BertModelConfig, EncoderConfig, IntentsConfig, ScratchConfig
+from tasks.bert.config import (
+    BertConfig,
+    BertModelConfig,
+    EncoderConfig,
+    IntentsConfig,
+    OwnTextModelConfig,
+    ScratchConfig,
+    TextModelConfig,
+)
 from tasks.bert.grammar import PHRASINGS
 from tasks.bert.weights import local_folder, sentence_pooling
 from trainer.estimate.memory import FLOAT32, ModelSizes
@@ -50,7 +58,7 @@ def sizes(config: BertConfig) -> ModelSizes | None:
     """See TaskSpec.sizes. Activations are those of a text of data.max_length tokens."""
     task, model, data = config.task, config.model, config.data
     shape = _shape(model)
-    if shape is None:
+    if shape is None or isinstance(model, OwnTextModelConfig):
         return None
     known = isinstance(data, IntentsConfig)
     outputs = 1 if task.kind == "regression" else len(PHRASINGS) if known else TOKEN_TYPES
@@ -64,7 +72,7 @@ def sizes(config: BertConfig) -> ModelSizes | None:
     return ModelSizes({"model": count}, count - frozen, activations, data.num_train if known else None, tuple(notes))
 
 
-def _shape(model: BertModelConfig) -> _Shape | None:
+def _shape(model: TextModelConfig) -> _Shape | None:
     """From the configuration, or from config.json of a local BERT; None for any other architecture."""
     if isinstance(model, ScratchConfig):
         return _Shape(

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-from tasks.bert.config import BertModelConfig, ScratchConfig
+from tasks.bert.config import OwnTextModelConfig, ScratchConfig, TextModelConfig
 from tasks.bert.models import encoder_folder
 from trainer.data.cache import build_once, cache_key
 from trainer.errors import UserError
@@ -19,15 +19,19 @@ INNER = "##"  # WordPiece's mark of a piece that does not begin a word
 FORMAT = 2  # of a learned vocabulary; part of its key
 
 
-def build_tokenizer(model: BertModelConfig, texts: Iterable[str], fingerprint: str) -> PreTrainedTokenizerBase:
+def build_tokenizer(
+    model: TextModelConfig, texts: Iterable[str], fingerprint: str, max_length: int
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 
     Args: texts: of the training split, read only where a vocabulary has to be learned. fingerprint: of those texts.
+        max_length: tokens, for a network of the user's own.
     Raises: UserError: the model's tokenizer cannot be used.
     """
-    if isinstance(model, ScratchConfig):
-        key = cache_key(FORMAT, fingerprint, model.vocab_size, model.max_positions)
-        folder = build_once("vocabularies", key, lambda half: _learn(texts, model, half))
+    if isinstance(model, ScratchConfig | OwnTextModelConfig):
+        longest = model.max_positions if isinstance(model, ScratchConfig) else max_length
+        key = cache_key(FORMAT, fingerprint, model.vocab_size, longest)
+        folder = build_once("vocabularies", key, lambda half: _learn(texts, model.vocab_size, longest, half))
         return load_tokenizer(folder)
     folder = encoder_folder(model)
     assert folder is not None
@@ -91,6 +95,6 @@ def _count_characters(texts: Sequence[str], tokenizer: Any) -> Counter[str]:
     return counts
 
 
-def _learn(texts: Iterable[str], model: ScratchConfig, folder: Path) -> None:
-    vocabulary = learn_vocabulary(texts, model.vocab_size)
-    BertTokenizer(vocab=vocabulary, model_max_length=model.max_positions).save_pretrained(folder)
+def _learn(texts: Iterable[str], vocab_size: int, max_length: int, folder: Path) -> None:
+    vocabulary = learn_vocabulary(texts, vocab_size)
+    BertTokenizer(vocab=vocabulary, model_max_length=max_length).save_pretrained(folder)

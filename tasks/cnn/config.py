@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from trainer.config.own_parts import OwnModelConfig
 from trainer.config.schema import Config, ModelConfig, NonNegative, TaskConfig, settings
 from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_problems
 from trainer.errors import Problem
@@ -55,7 +56,8 @@ def smallest_image(model: ModelConfig) -> int:
     """Smallest side in pixels at which no map of a network is empty."""
     if isinstance(model, ResNetConfig):
         return 32 if model.stem == "imagenet" else 8
-    return {"lenet5": 16, "reference_cnn": 4}[model.name]
+    # A network of the user's own says itself what it takes.
+    return 1 if isinstance(model, OwnModelConfig) else {"lenet5": 16, "reference_cnn": 4}[model.name]
 
 
 def size_problem(model: ModelConfig, image_size: int) -> Problem | None:
@@ -90,4 +92,6 @@ TASK = TaskSpec(
     inference="tasks.cnn.inference:CNNInference",
     predict_arguments=PredictArguments,
     validate=validate,
+    own_model=OwnModelConfig,
+    takes_metrics=True,
 )

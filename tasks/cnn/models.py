@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
 from tasks.cnn.config import LARGEST_SMALL_IMAGE, ResNetConfig
+from trainer.config.own_parts import OwnModelConfig
 from trainer.config.schema import ModelConfig
+from trainer.parts import build_part
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 # Blocks of each stage.
@@ -18,7 +20,11 @@ def build_model(model: ModelConfig, shape: tuple[int, int, int], num_classes: in
     """Build the configured network: images (B, C, H, W) float -> logits (B, K).
 
     Args: shape: (C, H, W) of the images. num_classes: K.
+    Raises: UserError: a network of the user's own cannot be built.
     """
+    if isinstance(model, OwnModelConfig):
+        facts = {"num_classes": num_classes, "in_channels": shape[0], "image_shape": shape}
+        return build_part("model", model, nn.Module, facts)
     if isinstance(model, ResNetConfig):
         large = model.stem == "imagenet" or (model.stem == "auto" and max(shape[1:]) > LARGEST_SMALL_IMAGE)
         block = {"resnet18": BasicBlock, "resnet50": Bottleneck}[model.name]

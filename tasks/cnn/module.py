@@ -16,11 +16,14 @@ from tasks.cnn.data import CNNData, MixupBatch
 from tasks.cnn.models import DEPTHS, build_model, count_flops
 from tasks.cnn.report import ClassReport
 from tasks.cnn.torchvision_names import from_torchvision
+from trainer.config.own_parts import OwnModelConfig
 from trainer.config.schema import Config, ModelConfig
 from trainer.data.images.batches import ImageBatch
 from trainer.data.images.config import ImageDataConfig
 from trainer.errors import ConfigError
 from trainer.module import StepSums, SupervisedModule
+from trainer.own_metrics import OwnMetrics
+from trainer.own_network import try_own_network
 
 CNNRunConfig = Config[CNNConfig, ModelConfig, ImageDataConfig]
 
@@ -37,11 +40,17 @@ class CNNModule(SupervisedModule[CNNRunConfig]):
         self.class_names = spec.class_names
         self.model = build_model(config.model, spec.form.shape, len(spec.class_names))
         self.transform = data.transform()
-        self.flops = count_flops(self.model, spec.form.shape)
-        self.training_flops = count_flops(self.model, spec.form.shape, training=True)
+        if isinstance(config.model, OwnModelConfig):
+            example = (torch.zeros(1, *spec.form.shape),)
+            shape = (1, len(spec.class_names))
+            self.flops, self.training_flops = try_own_network(config.model, self.model, example, shape)
+        else:
+            self.flops = count_flops(self.model, spec.form.shape)
+            self.training_flops = count_flops(self.model, spec.form.shape, training=True)
         self.val_metrics = Metrics(len(spec.class_names))
         self.test_metrics = Metrics(len(spec.class_names))
         self.confusion: dict[str, Tensor] = {}
+        self.own_metrics = OwnMetrics(config.metrics, {"num_classes": len(spec.class_names), "task": "multiclass"})
 
     def own_names(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """See TrainingModule: a ResNet also takes torchvision's names."""
@@ -82,7 +91,9 @@ class CNNModule(SupervisedModule[CNNRunConfig]):
         """Add the valid rows of a batch to the metrics of "val" or "test"."""
         images = self.transform(batch.images, None)
         logits = self.model(images.to(self.dtype))[: batch.num_valid].float()
-        self._metrics(metrics_prefix)(logits, batch.labels[: batch.num_valid])
+        labels = batch.labels[: batch.num_valid]
+        self._metrics(metrics_prefix)(logits, labels)
+        self.update_own_metrics(metrics_prefix, logits, labels)
 
     def evaluation_metrics(self, metrics_prefix: str) -> Mapping[str, float]:
         """Loss and accuracies over all ranks; the confusion matrix is kept for the report."""

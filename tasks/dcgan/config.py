@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.config.callbacks import average_of
 from trainer.config.schema import Config, Count, ModelConfig, TaskConfig, settings
 from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_problems
 from trainer.errors import Problem
@@ -75,7 +76,15 @@ class GenerateArguments:
 def validate(config: Config[DCGANConfig, DCGANModel, ImageDataConfig]) -> Sequence[Problem]:
     """Problems that the types do not catch."""
     task, data = config.task, config.data
-    return [*image_problems(data), *_size_problems(data), *_loss_problems(task), *_feature_problems(task)]
+    loss, features = _loss_problems(task), _feature_problems(task)
+    return [*image_problems(data), *_size_problems(data), *loss, *features, *_average_problems(config)]
+
+
+def _average_problems(config: Config[DCGANConfig, DCGANModel, ImageDataConfig]) -> Iterator[Problem]:
+    average = average_of(config)
+    if average is not None and config.task.ema_decay is not None:
+        advice = f"callbacks={average[0]} averages the generator too; set it to null, or leave the callback out"
+        yield Problem("task.ema_decay", config.task.ema_decay, advice)
 
 
 def _size_problems(data: ImageDataConfig) -> Iterator[Problem]:

@@ -27,6 +27,7 @@ from trainer.config.schema import Config
 from trainer.data.batch import StepBatch
 from trainer.data.images.batches import ImageTransform
 from trainer.data.images.config import ImageDataConfig
+from trainer.data.images.own_transform import OwnTransform
 from trainer.errors import UserError
 from trainer.module import StepSums, TrainingModule
 
@@ -46,7 +47,7 @@ class DCGANModule(TrainingModule[DCGANRunConfig]):
         layout = config.performance.channels_last
         # Real images in the range of the generator's tanh.
         half, data = [0.5] * channels, config.data
-        self.transform = ImageTransform(half, half, data.crop_padding, data.flip, layout)
+        self.transform = ImageTransform(half, half, data.crop_padding, data.flip, layout, OwnTransform.of(data))
         self.features: FeatureNetwork = build_features(config.task.features, image_shape)
         self.table = FeatureTable(num_scored)
         # Of a step and image, by whether the generator's update reuses the discriminator's images.

@@ -32,7 +32,7 @@ def test_every_verb_has_a_page_of_its_own(capsys: pytest.CaptureFixture[str]) ->
         assert VERB_HELP[verb].summary in overview
         assert printed(capsys, "help", verb) == page
     assert printed(capsys, "help") == overview
-    assert "optimizer=adam adam_gan adamw muon sgd" in overview
+    assert "optimizer=adam adam_gan adamw muon own sgd" in overview
     assert "debug=fdr" in overview and "docs/from_lightning.md" in overview
     assert len(overview.split("\n")) <= 50, "one screen"
 

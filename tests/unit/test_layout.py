@@ -12,7 +12,7 @@ from warm import run_warm
 
 # Each part of trainer/ and the parts that it may import, also inside functions and for type checking. A part is a
 # module at the root or a folder; what is missing here may not be imported.
-CONTRACTS = {"errors", "clock", "network", "world", "collectives", "task", "config", "run"}
+CONTRACTS = {"errors", "clock", "network", "world", "collectives", "task", "config", "run", "parts"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -22,22 +22,26 @@ ALLOWED: dict[str, set[str]] = {
     "world": {"errors"},
     "collectives": {"errors"},
     "config": {"errors", "world", "task"},
+    "parts": {"errors", "config"},
+    "own_network": {"errors", "config", "parts"},
+    "own_metrics": {"errors", "config", "parts"},
     # `estimate`, `inference`, `data` and `module` only for the types of what a task builds.
     "task": {"errors", "config", "estimate", "inference", "data", "module"},
     "run": {"errors", "config", "task"},
     "report": {"version", "errors", "run"},
     "bench": {"errors", "run"},
     "estimate": {"config"},
-    "optim": {"config"},
+    "optim": {"errors", "config", "parts"},
     "inference": {"errors", "config", "run"},
-    "data": {"errors", "clock", "network", "config", "run", "estimate"},
-    "module": {"clock", "collectives", "config", "data", "optim"},
+    "data": {"errors", "clock", "network", "config", "run", "estimate", "parts"},
+    "module": {"clock", "collectives", "config", "data", "optim", "own_metrics"},
+    "callbacks": {"errors", "config", "module", "parts"},
     "faults": {"errors", "collectives"},
     "launch": {*CONTRACTS, "faults"},
     "strategies": {*CONTRACTS, "module"},
     "checkpoint": {*CONTRACTS, "faults", "data", "generators", "module", "observe", "optim"},
     "observe": {*CONTRACTS, "data", "module"},
-    "engine": {*CONTRACTS, "faults", "data", "module", "strategies", "checkpoint", "observe", "report"},
+    "engine": {*CONTRACTS, "callbacks", "faults", "data", "module", "strategies", "checkpoint", "observe", "report"},
     "verbs": {*CONTRACTS, "data", "faults", "launch", "engine", "estimate"}
     | {"optim", "strategies", "checkpoint", "observe", "report", "bench"},
     "cli": {"version", "errors", "task", "verbs"},
@@ -46,7 +50,9 @@ ALLOWED: dict[str, set[str]] = {
     "api": {*CONTRACTS, "faults", "generators", "inference", "launch", "report", "verbs"},
     "__init__": {"version", "errors", "api"},
 }
-TASKS_MAY_IMPORT = {*CONTRACTS, "data", "module", "inference", "observe", "estimate", "strategies"} - {"world"}
+TASKS_MAY_IMPORT = {
+    *CONTRACTS, "data", "module", "inference", "observe", "estimate", "strategies", "own_network", "own_metrics",
+} - {"world"}  # fmt: skip
 
 Imports = dict[str, set[str]]
 

@@ -33,7 +33,7 @@ def finish(run: Run, status: str = "finished") -> Path:
 
 def test_identity_is_what_is_computed_not_where(in_directory: Path) -> None:
     base = identity_hash(planned().config)
-    same = ("trainer.devices=2", "batch.micro_size=4", "logger.name=none", "run.root=elsewhere", "strategy=ddp",
+    same = ("trainer.devices=2", "batch.micro_size=4", "logger=none", "run.root=elsewhere", "strategy=ddp",
             "performance.compile=true", "trainer.log_every_n_steps=3", "launch.timeout_s=9.0")  # fmt: skip
     for word in same:
         assert identity_hash(planned(word).config) == base, word

@@ -37,7 +37,7 @@ def written(run_dir: Path) -> str:
         "text around ${oc.env:INNOCENT} it",
         "${oc.env:ABSENT,${oc.env:INNOCENT}}",
         "${oc.decode:${oc.env:INNOCENT}}",
-        "${logger.tags[0]}",
+        "${logger.wandb.tags[0]}",
         SECRET,  # as a shell that expands $MY_TOKEN passes it
         f"text around {SECRET} it",
     ],

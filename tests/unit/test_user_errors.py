@@ -49,7 +49,7 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "path as a name": (["run.name=a/b"], ["run.name=a/b", "file name"]),
     "root is a file": (["run.root=occupied"], ["run.root=occupied", "is a file"]),
     "several nodes without a launcher": (["trainer.num_nodes=2"], ["trainer.num_nodes=2", "torchrun"]),
-    "online without a key": (["logger=wandb", "logger.mode=online"], ["logger.mode=online", "WANDB_API_KEY"]),
+    "online without a key": (["logger=wandb", "logger.mode=online"], ["logger.wandb.mode=online", "WANDB_API_KEY"]),
     "bad interpolation": (["run.name=${nowhere}"], ["run.name", "nowhere"]),
     "plugin that is none": (["plugins=[occupied]"], ["occupied", "config.py"]),
     "config folder that is none": (["--config-dir=nowhere"], ["--config-dir=nowhere", "no such directory"]),
@@ -64,9 +64,9 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "no device": (["trainer.devices=0"], ["trainer.devices=0: should be greater than or equal to 1, or auto"]),
     "node without a key": (["trainer=3"], ["trainer=3", "KEY=VALUE"]),
     "plugin that is no list": (["plugins=3"], ["plugins=3", "plugins=[FOLDER]"]),
-    "member of one's own by _target_": (
+    "member of one's own without a name": (
         ["--config-dir=own", "optimizer=mine"],
-        ["optimizer=mine: its file has _target_=torch.optim.SGD", "adamw"],
+        ["optimizer=mine: its file has no name", "adamw"],
     ),
     "Hydra's configuration": (["--cfg", "hydra"], ["--cfg hydra", "--cfg job"]),
     "Hydra's info": (["--info"], ["--info", "--cfg job", "plan"]),
@@ -80,7 +80,7 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
 def directory(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (in_directory / "occupied").write_text("a file")
     (in_directory / "own" / "optimizer").mkdir(parents=True)
-    (in_directory / "own" / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.1\n")
+    (in_directory / "own" / "optimizer" / "mine.yaml").write_text("lr: 0.1\n")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(in_directory / "none"))
     return in_directory

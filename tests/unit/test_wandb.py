@@ -8,13 +8,11 @@ import pytest
 from conftest import SPIRALS_WORDS
 
 from trainer.cli import main
-from trainer.config.groups import WandbLoggerConfig
+from trainer.config.loggers import WandbLoggerConfig
 from trainer.observe.wandb import build_wandb_logger, can_reach_wandb, finish_wandb
 from trainer.run.record import Record
 
-CONFIG = WandbLoggerConfig(
-    name="wandb", project="letters", entity=None, group="sizes", tags=["a", "b"], notes="why", mode="auto"
-)
+CONFIG = WandbLoggerConfig(project="letters", entity=None, group="sizes", tags=["a", "b"], notes="why", mode="auto")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from trainer.config.loggers import FLAT_KEYS
 from trainer.config.schema import TrainerConfig
 from trainer.errors import UserError, shown
 
@@ -22,6 +23,7 @@ KEYS = {
     "print_config": "run.print_config",
     "extras.print_config": "run.print_config",
     **dict.fromkeys(("ckpt_path", "trainer.ckpt_path"), "init.ckpt_path"),
+    **{f"logger.{name}": f"logger.wandb.{name}" for name in FLAT_KEYS},
 }
 VALUES = {
     "trainer.accelerator": {"gpu": "cuda"},
@@ -34,7 +36,7 @@ REPLACED = {
     "accumulate_grad_batches": "use batch.global_size (one step) and batch.micro_size (one pass); accumulation follows",
     "gradient_clip_algorithm": "clipping is always by norm: trainer.gradient_clip_val=NORM",
     "logger": "use logger=NAME",
-    "callbacks": "use monitor.* for early stopping and checkpoint.* for checkpoints",
+    "callbacks": "use callbacks=NAME, monitor.* for early stopping and checkpoint.* for checkpoints",
     "enable_checkpointing": "use checkpoint.*; a run always keeps what it resumes from",
     "gpus": "use trainer.accelerator=cuda trainer.devices=N",
     "default_root_dir": "use run.root=DIR",

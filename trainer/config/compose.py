@@ -17,13 +17,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 from yaml import MarkedYAMLError
 
 from trainer.config.aliases import replace_aliases, replace_values
+from trainer.config.callbacks import REPLACED_CALLBACKS
 from trainer.config.debugging import apply_debugging
+from trainer.config.own_parts import OWN_GROUPS, OWN_MEMBER, TARGET, is_own, open_own_nodes
 from trainer.config.parsing import parse_config
 from trainer.config.schema import Config
 from trainer.config.secrets import literal_secrets, refer_to_environment
@@ -35,7 +37,8 @@ CONF = HOME / "conf"
 RECIPES = ("experiment", "debug")
 GLOBAL = "such a file begins with the line `# @package _global_`, and chooses as in `defaults: [override /task: cnn]`"
 GROUPS = (
-    "task", "model", "data", "optimizer", "scheduler", "strategy", "logger", "launch", "sweep", "experiment", "debug",
+    "task", "model", "data", "optimizer", "scheduler", "strategy", "logger", "callbacks", "launch", "sweep",
+    "experiment", "debug",
 )  # fmt: skip
 
 
@@ -66,8 +69,7 @@ def _check_form(word: str, override: Override) -> None:
     if key in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str | list):
         if _chooses_nothing(override):
             return
-        members = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
-        raise UserError(f"{word}: takes the name of one {key}; possible: {', '.join(members)}")
+        raise UserError(f"{word}: takes the name of one {key}; possible: {', '.join(members_of(key))}")
 
 
 def chosen_members(words: Sequence[str]) -> dict[str, str]:
@@ -82,7 +84,7 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
     Args: words: overrides as typed. config_dirs: folders of the user's own groups.
     Raises: UserError: an unknown key, group or member, or a value that cannot be merged or resolved.
     """
-    words = replace_aliases(parse_overrides(words))
+    words = open_own_nodes(parse_overrides(replace_aliases(parse_overrides(words))))
     overrides = [each for each in parse_overrides(words) if not _chooses_nothing(each)]
     for override in overrides:
         if override.is_sweep_override():
@@ -109,7 +111,7 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
     for group in RECIPES:
         if group in composed:
             raise UserError(f"{group}: the file sets {group}.*; {GLOBAL}")
-    return apply_debugging(replace_values(composed))
+    return apply_debugging(_with_own_defaults(replace_values(composed)))
 
 
 def _chooses_nothing(override: Override) -> bool:
@@ -126,6 +128,18 @@ def _own_hydra() -> Iterator[None]:
     finally:
         if before is not None:
             GlobalHydra.instance().initialize(before)
+
+
+def _with_own_defaults(composed: DictConfig) -> DictConfig:
+    """Add to nodes with `_target_` what they may leave out; the name of a part is that of its class."""
+    for group in OWN_GROUPS:
+        node = composed.get(group)
+        if is_own(node):
+            name = str(node[TARGET]).rpartition(".")[2]
+            defaults = OmegaConf.load(CONF / group / f"{OWN_MEMBER}.yaml")
+            with open_dict(composed):
+                composed[group] = OmegaConf.merge({"name": name}, defaults, node)
+    return composed
 
 
 def plugins_of(overrides: Sequence[Override]) -> tuple[str, ...]:
@@ -247,14 +261,23 @@ def _map_texts(node: Any, change: Callable[[str], str]) -> Any:
 
 
 def _missing_member(error: MissingConfigException, overrides: Sequence[Override]) -> UserError:
-    group, _, member = (error.missing_cfg_file or "").rpartition("/")
-    options = error.options or []
-    for override in overrides:
-        if override.key_or_group == group:
-            member = str(override.value())
+    # Hydra tells neither file nor options where a list of members was given.
+    missing = error.missing_cfg_file or str(error).partition("'")[2].partition("'")[0]
+    group, _, member = missing.rpartition("/")
+    options = error.options or members_of(group)
+    if group == "callbacks" and member in REPLACED_CALLBACKS:
+        return UserError(f"callbacks={member}: no callback here; {REPLACED_CALLBACKS[member]}")
+    typed_values = [override.value() for override in overrides if override.key_or_group == group]
+    if typed_values and not isinstance(typed_values[-1], list):
+        member = str(typed_values[-1])
     if group not in GROUPS:
         return UserError(f"{group or member}: no such group of the configuration; {nearest(group, GROUPS)}")
     return UserError(f"{group}={member}: no such {group}; {nearest(member, options) if options else 'there are none'}")
+
+
+def members_of(group: str) -> list[str]:
+    """The members of a group in conf/."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 def _bad_override(error: Exception, overrides: Sequence[Override]) -> UserError:

@@ -36,7 +36,18 @@ def describe_config(config: Config[Any, Any, Any]) -> str:
         node = getattr(config, name)
         lines = list(describe_keys(keys_of(type(node)), config_to_mapping(node), f"{name}."))
         blocks.append("\n".join([f"{name}: {_first_paragraph(type(node))}", *lines]))
+    for name, node in _named_nodes(config):
+        lines = list(describe_keys(keys_of(type(node)), config_to_mapping(node), f"{name}."))
+        blocks.append("\n".join([f"{name}: {_first_paragraph(type(node))}", *lines]))
     return "\n\n".join(blocks)
+
+
+def _named_nodes(config: Config[Any, Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The nodes of groups whose members work together, by dotted key."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Mapping):
+            yield from ((f"{field.name}.{name}", node) for name, node in value.items())
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ def plain_keys() -> Iterator[Key]:
     """The keys that stand at the top, without a node."""
     for name, info in Config.__pydantic_fields__.items():  # pyright: ignore[reportAttributeAccessIssue]
         property_ = TypeAdapter(info.rebuild_annotation()).json_schema()
-        if "properties" not in property_:
+        if property_.get("type") != "object":
             yield Key(name, _type_name(property_), " ".join((info.description or "").split()))
 
 

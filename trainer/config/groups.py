@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from trainer.config.callbacks import CALLBACKS
+from trainer.config.loggers import LOGGERS
+from trainer.config.own_parts import (
+    OwnCallbackConfig,
+    OwnLoggerConfig,
+    OwnMetricConfig,
+    OwnOptimizerConfig,
+    OwnSchedulerConfig,
+)
 from trainer.config.schema import (
     Count,
     Fraction,
     LaunchConfig,
-    LoggerConfig,
     Named,
     OptimizerConfig,
     Positive,
@@ -71,29 +79,6 @@ class OptunaConfig(SweepConfig):
 
 
 @settings
-class NoLogger(LoggerConfig):
-    """No logger besides metrics.jsonl."""
-
-
-@settings
-class WandbLoggerConfig(LoggerConfig):
-    """Weights & Biases: one run on rank 0."""
-
-    project: str
-    """W&B project."""
-    entity: str | None
-    """W&B team or user; null takes the account's default."""
-    group: str | None
-    """W&B group; null leaves the run ungrouped."""
-    tags: list[str]
-    """W&B tags."""
-    notes: str | None
-    """Free text shown with the run."""
-    mode: Literal["auto", "online", "offline"]
-    """auto is online when a key and a route to the server exist, else offline."""
-
-
-@settings
 class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent."""
 
@@ -149,12 +134,21 @@ SCHEDULERS: Mapping[str, type[SchedulerConfig]] = {
     "cosine": DecayConfig,
     "one_cycle": SchedulerConfig,
 }
+# Schemas of nodes with `_target_`; that of `model` comes from the task.
+OWN_SCHEMAS: Mapping[str, type[Any]] = {
+    "optimizer": OwnOptimizerConfig,
+    "scheduler": OwnSchedulerConfig,
+    "callbacks": OwnCallbackConfig,
+    "logger": OwnLoggerConfig,
+    "metrics": OwnMetricConfig,
+}
 # The groups whose members every task shares; `task`, `model` and `data` come from the task.
 SHARED_GROUPS: Mapping[str, Mapping[str, type[Named]]] = {
     "optimizer": OPTIMIZERS,
     "scheduler": SCHEDULERS,
     "strategy": STRATEGIES,
-    "logger": {"none": NoLogger, "wandb": WandbLoggerConfig},
     "launch": {"local": LaunchConfig, "slurm": SlurmLaunchConfig},
     "sweep": {"grid": SweepConfig, "optuna": OptunaConfig},
 }
+# Groups of which several members work together, each under its name in the group's node.
+NAMED_GROUPS: Mapping[str, Mapping[str, type[Any]]] = {"logger": LOGGERS, "callbacks": CALLBACKS, "metrics": {}}

@@ -47,6 +47,7 @@ NOT_IDENTITY = frozenset(
 # Keys that were added after runs had been recorded, each with the value that does what was done before it. At that
 # value, which conf/ has to give it, a key is left out, so that the same command finds an older unfinished run.
 ADDED: Mapping[str, Any] = {
+    "data.transform": None,
     "trainer.fast_dev_run": False,
     "trainer.max_time": None,
     "trainer.overfit_batches": 0.0,
@@ -113,6 +114,10 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             continue
         if is_dataclass(value):
             yield from _leaves(value, f"{key}.")
+        elif isinstance(value, Mapping) and all(is_dataclass(node) for node in value.values()):
+            # A group whose members work together; without one it is no part of the identity.
+            for name, member in value.items():
+                yield from _leaves(member, f"{key}.{name}.")
         elif key not in ADDED or value != ADDED[key]:
             yield key, config_to_mapping(value)
 

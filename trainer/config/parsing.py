@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from trainer.config.groups import SHARED_GROUPS
+from trainer.config.groups import NAMED_GROUPS, OWN_SCHEMAS, SHARED_GROUPS
+from trainer.config.own_parts import TARGET, is_own
 from trainer.config.schema import Config, Named
 from trainer.errors import ConfigError, Problem, nearest
 from trainer.task import TaskSpec
 
 T = TypeVar("T")
+MISSING_VALUE = "???"  # OmegaConf's
 
 
 def parse_config(mapping: Mapping[str, Any], task: TaskSpec, chosen: Mapping[str, str]) -> Config:
@@ -33,7 +35,7 @@ def parse_config(mapping: Mapping[str, Any], task: TaskSpec, chosen: Mapping[str
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, adapter in _plain_nodes().items():
-        if name in groups:
+        if name in groups or name in NAMED_GROUPS:
             continue
         if name not in mapping:
             problems.append(Problem(name, None, "is missing"))
@@ -43,11 +45,16 @@ def parse_config(mapping: Mapping[str, Any], task: TaskSpec, chosen: Mapping[str
         problems.append(Problem(key, mapping[key], f"no such key; {nearest(key, list(_plain_nodes()))}"))
     for group, members in groups.items():
         node = mapping.get(group)
+        if isinstance(node, Mapping) and is_own(node):
+            _collect_own(group, node, task, values, problems)
+            continue
         name = node.get("name") if isinstance(node, Mapping) else None
         if not isinstance(name, str) or name not in members:
             problems.append(_no_member(group, node, members, task, chosen))
             continue
         _collect(TypeAdapter(members[name]), node, group, values, problems)
+    for group, members in NAMED_GROUPS.items():
+        values[group] = _named_nodes(group, mapping.get(group), members, problems)
     if problems:
         raise ConfigError(problems)
     return Config(**values)
@@ -58,10 +65,45 @@ def _no_member(group: str, node: Any, members: Mapping[str, Any], task: TaskSpec
     name = node.get("name") if isinstance(node, Mapping) else None
     typed = chosen.get(group, name)
     if isinstance(node, Mapping) and name is None:
-        what = f"its file has _target_={node['_target_']}" if "_target_" in node else "its file has no name"
-        return Problem(group, typed, f"{what}; a file of your own sets name to one of {', '.join(sorted(members))}")
+        advice = f"its file has no name; a file of your own sets name to one of {', '.join(sorted(members))}"
+        return Problem(group, typed, advice)
     owner = f" of task={task.name}" if group in ("model", "data") else ""
     return Problem(group, typed, f"no such {group}{owner}; {nearest(str(name), list(members))}")
+
+
+def _collect_own(
+    group: str, node: Mapping[str, Any], task: TaskSpec, values: dict[str, Any], problems: list[Problem]
+) -> None:
+    """Give a node with `_target_` the schema of an own part."""
+    schema = {**OWN_SCHEMAS, "model": task.own_model}.get(group)
+    if schema is None:
+        advice = f"task={task.name} takes no {group} of your own"
+        problems.append(Problem(f"{group}.{TARGET}", node[TARGET], advice))
+    elif node[TARGET] == MISSING_VALUE:
+        advice = f"is missing, as in {group}.{TARGET}=my_package.MyClass; see docs/own_parts.md"
+        problems.append(Problem(f"{group}.{TARGET}", None, advice))
+    else:
+        _collect(TypeAdapter(schema), node, group, values, problems)
+
+
+def _named_nodes(group: str, nodes: Any, members: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """The nodes of a group whose members work together, by name."""
+    if not isinstance(nodes, Mapping):
+        problems.append(Problem(group, nodes, f"holds nodes by name, as in {group}.NAME.KEY=VALUE"))
+        return {}
+    values: dict[str, Any] = {}
+    for name, node in nodes.items():
+        path = f"{group}.{name}"
+        if isinstance(node, Mapping) and is_own(node):
+            schema = OWN_SCHEMAS[group]
+            _collect(TypeAdapter(schema), node, path, values, problems)
+        elif name in members:
+            _collect(TypeAdapter(members[name]), node, path, values, problems)
+        else:
+            known = f"{nearest(name, list(members))}; " if members else ""
+            advice = f"{known}one of your own has a _target_, as in {path}._target_=my_package.MyClass"
+            problems.append(Problem(path, None if isinstance(node, Mapping) else node, f"no such name; {advice}"))
+    return {path.removeprefix(f"{group}."): value for path, value in values.items()}
 
 
 def _plain_nodes() -> dict[str, TypeAdapter[Any]]:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from trainer.config.aliases import HABITS, KEYS, REPLACED, VALUES
 from trainer.config.describe import Key, keys_of, plain_keys, typed_form
-from trainer.config.groups import SHARED_GROUPS
+from trainer.config.groups import NAMED_GROUPS, SHARED_GROUPS
 from trainer.config.schema import Config
 from trainer.errors import shown
 from trainer.task import HOME, find_tasks
@@ -35,6 +35,11 @@ def reference() -> str:
         for member, schema in members.items():
             blocks += [f"### {group}={member}", _summary(schema)]
             blocks += [_table(keys_of(schema), _values(f"{group}/{member}").get(group, {}), f"{group}.")]
+    for group, members in NAMED_GROUPS.items():
+        blocks += [f"## {group}"] if members else []
+        for member, schema in members.items():
+            values = _values(f"{group}/{member}")[group].get(member, {})
+            blocks += [f"### {group}={member}", _summary(schema), _table(keys_of(schema), values, f"{group}.{member}.")]
     return "\n\n".join(filter(None, [*blocks, *_aliases()])) + "\n"
 
 

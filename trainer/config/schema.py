@@ -7,7 +7,7 @@ of its `task`, `model` and `data` nodes in `tasks/<name>/config.py`; `parsing.py
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Generic, Literal, dataclass_transform
+from typing import Annotated, Any, ClassVar, Generic, Literal, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -250,8 +250,13 @@ class SweepConfig(Named):
 
 
 @settings
-class LoggerConfig(Named):
-    """Where metrics are logged besides metrics.jsonl."""
+class LoggerConfig:
+    """Where metrics are logged besides metrics.jsonl; the members are in `trainer.config.loggers`."""
+
+
+@settings
+class CallbackConfig:
+    """What happens beside the steps of training; the members are in `trainer.config.callbacks`."""
 
 
 @settings
@@ -292,7 +297,12 @@ class Config(Generic[TaskT, ModelT, DataT]):
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     strategy: StrategyConfig
-    logger: LoggerConfig
+    logger: dict[str, LoggerConfig]
+    """By name; see the group logger."""
+    callbacks: dict[str, CallbackConfig]
+    """By name; see the group callbacks."""
+    metrics: dict[str, Any]
+    """More metrics of evaluations by name, each an OwnMetricConfig."""
     trainer: TrainerConfig
     batch: BatchConfig
     performance: PerformanceConfig

@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.config.credentials import has_wandb_key
+from trainer.config.callbacks import callback_problems
 from trainer.config.deepspeed import file_problems, shards_parameters
-from trainer.config.groups import AdamConfig, SGDConfig, WandbLoggerConfig
+from trainer.config.groups import AdamConfig, SGDConfig
+from trainer.config.loggers import logger_problems
 from trainer.config.nodes import node_problems
 from trainer.config.schema import Config
 from trainer.config.strategies import DDPConfig, DeepSpeedFileConfig, shards_state
@@ -24,10 +25,13 @@ def validate(config: Config, task: TaskSpec, world: World, trains: bool = True) 
     Args: trains: False where a trained model is applied, which takes no steps and so no global batch.
     Raises: ConfigError: with every problem found.
     """
-    training_checks = (_length, _batch, _optimizer, _monitor, _logger, _init)
+    training_checks = (_length, _batch, _optimizer, _monitor, _init)
     checks = (*(training_checks if trains else ()), _precision, _run)
     problems = [problem for check in checks for problem in check(config, world)]
     problems += _strategy(config, world, task)
+    problems += [*callback_problems(config), *logger_problems(config)] if trains else []
+    if config.metrics and not task.takes_metrics:
+        problems.append(Problem("metrics", ",".join(config.metrics), f"task={task.name} takes no metrics of your own"))
     problems += node_problems(config, world.local_world_size)
     # A stored configuration has passed the task's checks already, and files that they look for may be gone since.
     problems += task.validate(config) if trains else []
@@ -134,13 +138,3 @@ def _run(config: Config, world: World) -> Iterator[Problem]:
         yield Problem("run.root", config.run.root, f"{existing} is a file, not a directory")
     elif not os.access(existing, os.W_OK):
         yield Problem("run.root", config.run.root, f"{existing} is not writable")
-
-
-def _logger(config: Config, world: World) -> Iterator[Problem]:
-    logger = config.logger
-    if not isinstance(logger, WandbLoggerConfig):
-        return
-    if importlib.util.find_spec("wandb") is None:
-        yield Problem("logger", "wandb", "the package wandb is not installed; use logger=none")
-    if logger.mode == "online" and not has_wandb_key():
-        yield Problem("logger.mode", "online", "no W&B key: `wandb login`, set WANDB_API_KEY, or use offline")

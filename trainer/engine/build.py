@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,7 +15,6 @@ from safetensors.torch import load_model
 
 from trainer.checkpoint.weights import PlainCheckpointIO, read_state
 from trainer.clock import DeviceClock, StepClock
-from trainer.config.groups import WandbLoggerConfig
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
 from trainer.engine.host_memory import keep_freed_memory
@@ -24,9 +22,7 @@ from trainer.engine.lightning_environment import JoinedEnvironment
 from trainer.engine.step_loop import StepLoop
 from trainer.errors import UserError
 from trainer.module import TrainingModule
-from trainer.observe.jsonl import JsonlLogger
 from trainer.run.files import MODEL_FILE, PROFILE_DIR
-from trainer.run.record import Record
 from trainer.strategies.batchnorm import synchronise_batchnorm
 from trainer.strategies.build import build_strategy
 from trainer.task import TaskSpec
@@ -174,16 +170,6 @@ def build_profiler(config: Config, world: World, run_dir: Path) -> Profiler | No
         return None
     kind = SimpleProfiler if config.trainer.profiler == "simple" else PyTorchProfiler
     return kind(dirpath=run_dir / PROFILE_DIR, filename=config.trainer.profiler)
-
-
-def build_loggers(config: Config, mapping: dict[str, Any], record: Record) -> list[Logger]:
-    """Loggers of rank 0: metrics.jsonl always, and the configured service."""
-    loggers: list[Logger] = [JsonlLogger(record.directory)]
-    if isinstance(config.logger, WandbLoggerConfig):
-        from trainer.observe.wandb import build_wandb_logger
-
-        loggers.append(build_wandb_logger(config.logger, mapping, record.directory, record.read()["wandb_id"]))
-    return loggers
 
 
 def build_early_stopping(config: Config) -> list[Callback]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger
 
+from trainer.callbacks.build import build_callbacks
 from trainer.checkpoint.callback import Checkpointing
 from trainer.checkpoint.random_state import RandomState
 from trainer.checkpoint.resume import choose_checkpoint, choose_final_checkpoint
@@ -26,7 +26,6 @@ from trainer.engine.build import (
     build_clock,
     build_data_and_module,
     build_early_stopping,
-    build_loggers,
     build_profiler,
     build_trainer,
     rank_device,
@@ -38,7 +37,7 @@ from trainer.faults.stop import StopOnSignal, StopRequested
 from trainer.module import TrainingModule
 from trainer.observe.account import close_account
 from trainer.observe.bar import open_console
-from trainer.observe.jsonl import JsonlLogger
+from trainer.observe.loggers import build_loggers, finish_loggers
 from trainer.observe.metrics import TrainingMetrics
 from trainer.observe.progress import ProgressBar
 from trainer.observe.summary import print_start, print_summary
@@ -79,7 +78,7 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     bar = [ProgressBar(metrics, console)] if config.trainer.enable_progress_bar else []
     time_limit = [TimeLimit(config.trainer.max_time)] if config.trainer.max_time else []
     # Saving comes last: a checkpoint holds what the others have made of the step.
-    parts = [*bar, *origin.callbacks, *early_stopping, *time_limit]
+    parts = [*bar, *origin.callbacks, *build_callbacks(config), *early_stopping, *time_limit]
     callbacks: list[Callback] = [RandomState(), metrics, stop, *parts, saving]
     loggers = build_loggers(config, mapping, record) if world.rank == 0 else []
     trainer = build_trainer(config, world, run_dir, callbacks, loggers, build_profiler(config, world, run_dir))
@@ -91,9 +90,9 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         trainer.fit_loop.epoch_progress.current.completed = metrics.epoch
         model_file = finish(config, trainer, module, data, run_dir, saving.best_step)
     except StopRequested:
-        _finish_loggers(loggers, 1, None)
+        finish_loggers(loggers, 1, None)
         raise
-    places = _finish_loggers(loggers, 0, model_file)
+    places = finish_loggers(loggers, 0, model_file)
     cause, account = _cause(trainer), close_account(clock, config, world.accelerator, metrics.efficiency())
     if trainer.is_global_zero:
         record.update(time=account.as_record(), peak_flops_per_s=asdict(metrics.peaks) if metrics.peaks else None)
@@ -146,17 +145,6 @@ def _cause(trainer: pl.Trainer) -> str:
     if limit is not None and limit.reached:
         return f"ended after step {trainer.global_step}: trainer.max_time={limit.max_time} is reached"
     return f"{counted(trainer.global_step, 'step')} done"
-
-
-def _finish_loggers(loggers: list[Logger], exit_code: int, model_file: Path | None) -> dict[str, str]:
-    """Returns: where each service shows the run, by its name."""
-    places = {}
-    for logger in loggers:
-        if not isinstance(logger, JsonlLogger):
-            from trainer.observe.wandb import finish_wandb
-
-            places["W&B"] = finish_wandb(logger, exit_code, model_file)  # pyright: ignore[reportArgumentType]
-    return places
 
 
 def _model_facts(module: TrainingModule) -> dict[str, Any]:

@@ -141,6 +141,7 @@ class TrainingMetrics(pl.Callback):
         self.latest = metrics
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
+            logger.save()
         self.sums, self.num_samples, self.num_steps = None, 0, 0
 
     def efficiency(self) -> float | None:

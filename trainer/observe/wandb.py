@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.credentials import has_wandb_key
-from trainer.config.groups import WandbLoggerConfig
+from trainer.config.loggers import WandbLoggerConfig
 from trainer.config.secrets import redact_words
 from trainer.network import route_problem
 

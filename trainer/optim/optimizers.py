@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from trainer.config.groups import AdamConfig, MuonConfig, SGDConfig
+from trainer.config.own_parts import OwnOptimizerConfig, OwnSchedulerConfig
 from trainer.config.schema import Config, SchedulerConfig
 from trainer.optim.lr_schedule import lr_factor
+from trainer.optim.own import build_own_optimizer, build_own_scheduler
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -22,10 +24,13 @@ def build_optimizer(groups: ParameterGroups, config: Config, hidden: Collection[
 
     Args: groups: each with "params" and, where they differ from the configuration, "lr" or "weight_decay". hidden: the
         weights that Muon takes; other optimizers take all.
+    Raises: UserError: an optimizer of the user's own cannot be built.
     """
     optimizer = config.optimizer
     groups = _nonempty(groups)
     common = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    if isinstance(optimizer, OwnOptimizerConfig):
+        return build_own_optimizer(groups, optimizer)
     if isinstance(optimizer, SGDConfig):
         sgd = {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov, "fused": optimizer.fused}
         return torch.optim.SGD(groups, **common, **sgd)
@@ -129,6 +134,8 @@ def _nonempty(groups: ParameterGroups) -> ParameterGroups:
     return [group for group in groups if group["params"]]
 
 
-def build_scheduler(optimizer: Optimizer, config: SchedulerConfig, total_steps: int) -> LambdaLR:
+def build_scheduler(optimizer: Optimizer, config: SchedulerConfig, total_steps: int) -> LRScheduler:
     """The learning rate over `total_steps` steps, as factors of each group's own."""
+    if isinstance(config, OwnSchedulerConfig):
+        return build_own_scheduler(optimizer, config, total_steps)
     return LambdaLR(optimizer, lambda step: lr_factor(config, step, total_steps))

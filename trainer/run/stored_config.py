@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from trainer.config.compose import GROUPS, compose_members, parse_overrides, plugins_of, typed
+from trainer.config.groups import NAMED_GROUPS
+from trainer.config.loggers import nested
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.run.files import CONFIG_FILE
@@ -74,6 +76,8 @@ def _load(run_dir: Path) -> DictConfig:
         raise UserError(f"run={run_dir}: no readable {CONFIG_FILE}") from error
     if not isinstance(mapping, DictConfig):
         raise UserError(f"run={run_dir}: {CONFIG_FILE} is not a configuration")
+    if "name" in (mapping.get("logger") or {}):
+        mapping["logger"] = nested(mapping["logger"])
     return mapping
 
 
@@ -86,6 +90,9 @@ def _with_defaults(mapping: DictConfig) -> DictConfig:
         name, other = (OmegaConf.select(each, f"{group}.name") for each in (mapping, composed))
         if group in stored and name != other:
             defaults.pop(group, None)  # a member without a file: these are the defaults of another one
+    for group in NAMED_GROUPS:
+        if group in stored:
+            defaults.pop(group, None)  # these are of other members
     filled: Any = OmegaConf.create(_filled(stored, defaults))
     return filled
 

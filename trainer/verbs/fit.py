@@ -78,7 +78,8 @@ def _fit_here(prepared: PreparedRun) -> Outcome:
     run = open_run(config, prepared.mapping)
     with run.attempt(world.launcher, world.world_size, stop_requested):
         if world.launcher == "elastic":
-            ended = start_ranks(world, config.launch, "fit", run.directory, plugins_word(config.plugins))
+            words = [*plugins_word(config.plugins), *prepared.own_words]
+            ended = start_ranks(world, config.launch, "fit", run.directory, words)
             outcome = Outcome(run.directory, **ended)
             if outcome.status == "stopped":
                 _print_stop(outcome.cause)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from trainer.config.compose import CONF
 from trainer.config.identity import identity_hash
+from trainer.config.own_parts import OwnSchedulerConfig
 from trainer.config.schema import Config, StrategyConfig
 from trainer.config.strategies import STRATEGIES, DeepSpeedFileConfig
 from trainer.config.validation import validate
@@ -196,6 +197,8 @@ def _verdict(prepared: PreparedRun, strategy: StrategyConfig) -> str:
 
 def _schedule(config: Config, total_steps: int | None) -> str:
     """The learning rate over the run as a small plot. Schedules depend on the share of steps done, so few steps do."""
+    if isinstance(config.scheduler, OwnSchedulerConfig):
+        return f"learning rate: as {config.scheduler.target} says"
     rates = [config.optimizer.lr * lr_factor(config.scheduler, step, PLOT_WIDTH) for step in range(PLOT_WIDTH)]
     highest = max(rates)
     rows = []

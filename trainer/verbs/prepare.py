@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.compose import chosen_members, compose_mapping, typed, without_secrets
+from trainer.config.own_parts import find_targets, target_words
 from trainer.config.schema import Config, LaunchConfig, TrainerConfig
 from trainer.config.validation import validate
 from trainer.errors import UserError
 from trainer.launch.discover import plan_world, submitted_world
 from trainer.launch.submit import submits
+from trainer.parts import trust
 from trainer.run.init_source import with_source
 from trainer.task import TaskSpec
 from trainer.world import World
@@ -105,12 +107,17 @@ def _set_option(options: Options, name: str, value: str) -> None:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A checked configuration and its world. mapping: as written to config.yaml, secrets as references."""
+    """A checked configuration and its world.
+
+    mapping: as written to config.yaml, secrets as references. own_words: what another process of the same command needs
+    to import the user's own parts.
+    """
 
     config: Config
     mapping: dict[str, Any]
     task: TaskSpec
     world: World
+    own_words: Sequence[str] = ()
 
 
 def prepare(
@@ -127,4 +134,5 @@ def prepare(
     world = find_world(config.trainer, config.launch)
     validate(config, task, world)
     config, mapping = with_source(config, without_secrets(composed))
-    return PreparedRun(config, mapping, task, world)
+    trust(dict(find_targets(mapping)).values(), options.config_dirs)
+    return PreparedRun(config, mapping, task, world, [*options.as_words(), *target_words(mapping)])

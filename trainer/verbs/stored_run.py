@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.compose import compose_data
+from trainer.config.own_parts import TARGET, find_targets
 from trainer.config.schema import Config
 from trainer.config.validation import validate
 from trainer.errors import ConfigError, UserError, nearest
@@ -15,6 +16,7 @@ from trainer.launch.agent import start_ranks
 from trainer.launch.discover import plan_world
 from trainer.launch.process_group import process_group
 from trainer.launch.rank_logs import set_up_rank_logs
+from trainer.parts import trust
 from trainer.run.record import Record
 from trainer.run.stored_config import StoredConfig, plugins_word, read_stored_config
 from trainer.verbs.prepare import PreparedRun, parse_options
@@ -44,11 +46,13 @@ class StoredWords:
     """The words of a verb on a run.
 
     overrides: of keys with a dot, and plugins. data: words that compose another data set. own: the verb's arguments.
+    targets: words that repeat what the run may import.
     """
 
     overrides: list[str]
     data: list[str]
     own: list[str]
+    targets: list[str]
     config_dirs: list[Path]
 
 
@@ -99,20 +103,33 @@ def changed_config(verb: str, run_dir: Path, arguments: Sequence[str]) -> Stored
         if "." in key and not _is_accepted(key, verb, stored.config):
             advice = f"it belongs to training; {verb} takes {', '.join(ACCEPTED_KEYS[verb])}"
             raise UserError(f"{word}: {verb} would ignore it", advice)
+    trust([_repeated_target(word, stored.mapping) for word in words.targets], words.config_dirs)
     if words.data and (problems := stored.task.validate(stored.config)):
         raise ConfigError(problems)
     return stored
 
 
+def _repeated_target(word: str, mapping: Mapping[str, Any]) -> str:
+    """An import path of the run that the user's word repeats. Raises: UserError: the run has another one there."""
+    key, _, target = word.partition("=")
+    own = dict(find_targets(mapping)).get(key.removesuffix(f".{TARGET}"))
+    if own != target:
+        has = f"{key}={own}" if own else f"no {key}"
+        raise UserError(f"{word}: the run has {has}; its own parts can be repeated, not replaced")
+    return target
+
+
 def _split(verb: str, arguments: Sequence[str]) -> StoredWords:
     options, rest = parse_options(arguments, ("--config-dir",))
-    words = StoredWords([], [], [], options.config_dirs)
+    words = StoredWords([], [], [], [], options.config_dirs)
     member = verb == "eval" and any(word.startswith("data=") for word in rest)
     for word in rest:
         key, equals, _ = word.partition("=")
         if not equals:
             raise UserError(f"{word}: not of the form key=value")
-        if member and (key == "data" or key.startswith("data.")):
+        if key.endswith(f".{TARGET}"):
+            words.targets.append(word)
+        elif member and (key == "data" or key.startswith("data.")):
             words.data.append(word)
         elif "." in key or key == "plugins":
             words.overrides.append(word)

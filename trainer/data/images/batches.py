@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.data.batch import MicroBatch
+from trainer.data.images.own_transform import OwnTransform
 from trainer.data.samplers import uniform
 
 NUM_DRAWS = 3  # row and column of the window, mirror or not
@@ -62,17 +63,23 @@ class ImageTransform(nn.Module):
     """uint8 images -> a network's input: randomly mirrored, cropped from a black border, and normalised.
 
     Args: mean, std: per channel, on a scale of 0 to 1. crop_padding: width of the border, pixels. flip: mirror half of
-        the images. channels_last: memory order of the result.
+        the images. channels_last: memory order of the result. own: an augmentation of the user's own.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], crop_padding: int, flip: bool, channels_last: bool = False
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_padding: int,
+        flip: bool,
+        channels_last: bool = False,
+        own: OwnTransform | None = None,
     ) -> None:
         super().__init__()
-        self.crop_padding, self.flip = crop_padding, flip
+        self.crop_padding, self.flip, self.own = crop_padding, flip, own
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
@@ -85,7 +92,10 @@ class ImageTransform(nn.Module):
         if draws is not None and (self.crop_padding or self.flip):
             images = self._window(images, draws)
         pixels = images.to(torch.float32, memory_format=self.memory_format)
-        return pixels.div_(255).sub_(self.mean).div_(self.std)
+        pixels.div_(255)
+        if self.own is not None and draws is not None:
+            pixels = self.own(pixels, draws).to(memory_format=self.memory_format)
+        return pixels.sub_(self.mean).div_(self.std)
 
     def _window(self, images: Tensor, draws: Tensor) -> Tensor:
         """Mirror and crop in one gather over the pixels of the padded images."""

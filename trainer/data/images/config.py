@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.config.own_parts import OwnTransformConfig
 from trainer.config.schema import Count, DataConfig, settings
 from trainer.data.sources import path_problems
 from trainer.errors import Problem
@@ -30,6 +31,8 @@ class ImageDataConfig(DataConfig):
     """Pixels of a black border, out of which a window of the image's size is cut at random; in training only."""
     flip: bool
     """Training only: mirror images left to right with probability 0.5."""
+    transform: OwnTransformConfig | None
+    """Training only: an augmentation of your own, before the normalisation; see docs/own_parts.md."""
     mean: ChannelValues | None
     """Subtracted per channel, on a scale of 0 to 1; null computes it from the training set."""
     std: ChannelScales | None

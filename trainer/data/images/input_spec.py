@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from trainer.data.images.batches import ImageTransform
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.decode import ImageForm
+from trainer.data.images.own_transform import OwnTransform
 from trainer.errors import Problem, UserError
 from trainer.run.files import INPUT_SPEC_FILE, write_json
 
@@ -46,9 +47,11 @@ class ImageInputSpec:
             raise UserError(f"run={run_dir}: {INPUT_SPEC_FILE} is damaged: mean and std do not fit the channels")
         return spec
 
-    def transform(self, crop_padding: int = 0, flip: bool = False, channels_last: bool = False) -> ImageTransform:
+    def transform(
+        self, crop_padding: int = 0, flip: bool = False, channels_last: bool = False, own: OwnTransform | None = None
+    ) -> ImageTransform:
         """Converts 8-bit images to a network's input with the run's normalisation."""
-        return ImageTransform(self.mean, self.std, crop_padding, flip, channels_last)
+        return ImageTransform(self.mean, self.std, crop_padding, flip, channels_last, own)
 
     def conflicts(self, data: ImageDataConfig) -> list[Problem]:
         """Configured values that the run, which is already trained, was not trained with."""

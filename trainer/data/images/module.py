@@ -20,6 +20,7 @@ from trainer.data.hold_out import hold_out
 from trainer.data.images.batches import ImageSet, ImageTransform
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.input_spec import ImageInputSpec
+from trainer.data.images.own_transform import OwnTransform
 from trainer.data.images.splits import ImageSplit, ImageSplits, read_splits
 from trainer.data.module import DataModule
 from trainer.errors import ConfigError, UserError
@@ -108,9 +109,13 @@ class ImageDataModule(DataModule[ImageConfigT]):
         return self.facts
 
     def transform(self) -> ImageTransform:
-        """Converts a batch's images to the network's input, with the configured augmentation in training."""
+        """Converts a batch's images to the network's input, with the configured augmentation in training.
+
+        Raises: UserError: an augmentation of the user's own cannot be built.
+        """
         data = self.config.data
-        return self.spec.transform(data.crop_padding, data.flip, self.config.performance.channels_last)
+        own = OwnTransform.of(data)
+        return self.spec.transform(data.crop_padding, data.flip, self.config.performance.channels_last, own)
 
     def _place(self, stores: dict[str, Tensor], device: torch.device) -> str:
         """Move all pixels to the GPU if configured and if they fit. Returns: where they are, for the record."""

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from trainer.config.credentials import has_wandb_key
-from trainer.config.groups import WandbLoggerConfig
+from trainer.config.loggers import wandb_of
 from trainer.config.nodes import node_range
 from trainer.config.schema import Config, LaunchConfig
 from trainer.errors import UserError
@@ -32,9 +32,9 @@ def check_network(config: Config, world: World) -> Iterator[Finding]:
 
 def check_wandb(config: Config, world: World) -> Iterator[Finding]:
     """There are a key and a route to the server; a run decides by the same two."""
-    logger = config.logger
-    if not isinstance(logger, WandbLoggerConfig):
-        yield Finding("W&B", "skipped", f"logger={logger.name}")
+    logger = wandb_of(config)
+    if logger is None:
+        yield Finding("W&B", "skipped", f"logger=[{','.join(config.logger)}]")
         return
     if logger.mode == "offline":
         yield Finding("W&B", "skipped", "offline, as configured")
@@ -50,7 +50,7 @@ def check_wandb(config: Config, world: World) -> Iterator[Finding]:
         return
     status = "failure" if logger.mode == "online" else "warning"
     consequence = "it would wait 90 s and end" if logger.mode == "online" else "the run would be offline"
-    remedy = "set WANDB_BASE_URL to your server, open the route, or use logger.mode=offline"
+    remedy = "set WANDB_BASE_URL to your server, open the route, or use logger.wandb.mode=offline"
     yield Finding("W&B", status, f"{url} cannot be reached ({problem}): {consequence}", remedy)
 
 

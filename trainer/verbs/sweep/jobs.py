@@ -15,7 +15,8 @@ from typing import Any, Literal, TextIO
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from trainer.config.compose import parse_overrides
-from trainer.config.groups import OptunaConfig, WandbLoggerConfig
+from trainer.config.groups import OptunaConfig
+from trainer.config.loggers import wandb_of
 from trainer.config.schema import Config
 from trainer.config.secrets import redact_words
 from trainer.errors import UserError
@@ -66,9 +67,9 @@ class SweepPlan:
     def line(self, job: Job) -> list[str]:
         """The command of a job, without the verb."""
         line = [*self.common, *job.words, f"run.root={self.job_root(job)}"]
-        logger = self.config.logger
-        if isinstance(logger, WandbLoggerConfig) and logger.group is None:
-            line.append(f"logger.group={self.directory.name}")
+        wandb = wandb_of(self.config)
+        if wandb is not None and wandb.group is None:
+            line.append(f"logger.wandb.group={self.directory.name}")
         return line
 
     def run_dir(self, job: Job) -> Path | None:
