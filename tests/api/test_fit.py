@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -285,3 +286,26 @@ def test_runs_are_a_table(result: trainer.RunResult, tmp_path: Path) -> None:
     assert (len(empty), list(empty.columns)) == (0, list(table.columns))
     with pytest.raises(trainer.UserError, match="no such directory"):
         trainer.runs(root / "nowhere")
+
+
+@pytest.mark.slow
+def test_a_script_under_torchrun_trains_once(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(f"""
+import os
+import trainer
+words = {[*WORDS, "trainer.enable_progress_bar=false"]!r}
+result = trainer.fit(*words)
+print("rank", os.environ["RANK"], result.status, result.run_dir, flush=True)
+try:
+    trainer.fit(*words)
+except trainer.UserError as error:
+    print("refused", error.lines[0], flush=True)
+""")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "outputs").relative_to(tmp_path)
+    assert [f"rank {rank} finished {run}" in done.stdout for rank in (0, 1)] == [True, True]
+    assert done.stdout.count("refused trainer.fit: the ranks of torchrun or srun have met") == 2

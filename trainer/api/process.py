@@ -16,6 +16,7 @@ from trainer.faults.signals import STOP_SIGNALS
 from trainer.launch.discover import is_joined
 
 _lock = threading.Lock()
+_joined = threading.Event()
 
 
 @contextmanager
@@ -39,7 +40,12 @@ def unchanged_process(command: Sequence[str]) -> Iterator[None]:
     """Give the process back as it was: generators, settings, environment, loggers, warnings, handlers, output.
 
     Args: command: the call as words, for the run's record.
+    Raises: UserError: a second call on a rank of torchrun or srun, whose ranks meet once only.
     """
+    if is_joined() and _joined.is_set():
+        advice = "use a script for each call, or trainer.devices=N, which starts ranks for each"
+        raise UserError(f"{command[0]}: the ranks of torchrun or srun have met for an earlier call already", advice)
+    _joined.set()
     with ExitStack() as stack:
         _import_training()
         stack.enter_context(warnings.catch_warnings())
