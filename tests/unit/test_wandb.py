@@ -63,4 +63,6 @@ def test_training_and_resuming_are_one_run(no_key: None, in_directory: Path, mon
     assert folders
     # offline-run-TIME-ID, with another number for one that began in the same second.
     assert {name.split("-")[3] for name in folders} == {wandb_id}
+    # Earlier tests have started wandb's service in another directory, which must not be where it writes.
+    assert len(list((run / "wandb").glob("offline-run*/*.wandb"))) == len(folders)
     assert "WANDB_API_KEY" not in os.environ

@@ -45,7 +45,8 @@ def build_wandb_logger(config: WandbLoggerConfig, mapping: dict[str, Any], run_d
             name=run_dir.name,
             id=wandb_id,
             resume="allow",
-            dir=str(run_dir),
+            # Absolute: the files are written by wandb's service, which keeps the directory that it was started in.
+            dir=str(run_dir.resolve()),
             mode="online" if online else "offline",
             config=mapping,
             # The record has the commit; uncommitted changes may hold what is not meant to be shared.
