@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 # Variables that are read when Python starts or a package is imported.
-READ_AT_IMPORT = ("PYTHON", "OMP_", "MKL_", "HF_", "TRANSFORMERS_", "MPL", "CUDA_")
+READ_AT_IMPORT = ("PYTHON", "OMP_NUM_THREADS", "HF_", "MPL", "CUDA_VISIBLE_DEVICES")
 ENVIRONMENT = dict(os.environ)
 SERVER = Path(__file__).with_name("warm_server.py")
 MAX_REQUEST_BYTES = 2**18
