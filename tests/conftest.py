@@ -19,7 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 # Processes that tests start in other directories run this checkout, wherever the installed package points to.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+# Once: pytest imports this file for itself, and tests import it again.
+if os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] != str(REPOSITORY):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
