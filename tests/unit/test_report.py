@@ -1,4 +1,4 @@
-"""The page of a run as a file: what is read, kept, placed, escaped; what is refused."""
+"""The page of a run as a file: what is read, kept, placed, escaped."""
 
 import json
 import math
@@ -6,14 +6,11 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser.run_directories import ATTEMPT, append_line, metrics_line, write_run
+from browser.run_directories import ATTEMPT, append_line, damaged_line, metrics_line, write_run
 from conftest import REPOSITORY, SPIRALS_WORDS
 from PIL import Image
 
@@ -26,7 +23,6 @@ from trainer.report.metrics_reader import MetricsReader
 from trainer.report.pictures import read_gallery
 from trainer.report.read import RunReader, unique_labels
 from trainer.report.runs import Runs
-from trainer.verbs.report.live import Server
 
 
 @pytest.fixture
@@ -308,193 +304,3 @@ def test_a_real_run_is_reported(in_directory: Path) -> None:
     run = in_directory / "outputs" / "spirals" / "run"
     assert main(["report", f"run={run}"]) == 0
     assert "val/accuracy" in (run / "report.html").read_text()
-
-
-# ---- what is refused
-
-
-def without(file: str) -> Callable[[Path], None]:
-    return lambda run: (run / file).unlink()
-
-
-def holding(file: str, content: bytes) -> Callable[[Path], None]:
-    def damage(run: Path) -> None:
-        (run / file).write_bytes(content)
-
-    return damage
-
-
-def damaged_line(run: Path) -> None:
-    lines = (run / "metrics.jsonl").read_text().split("\n")
-    lines[3] = lines[3][:20]
-    (run / "metrics.jsonl").write_text("\n".join(lines))
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no run.json": (without("run.json"), "run.json"),
-    "empty run.json": (holding("run.json", b""), "run.json"),
-    "half of run.json": (holding("run.json", b'{"status": "finished", "attem'), "run.json"),
-    "run.json of something else": (holding("run.json", b"[1]"), "run.json is damaged"),
-    "attempts that are none": (holding("run.json", b'{"status": "running", "attempts": [1]}'), "run.json is damaged"),
-    "run.json that is no text": (holding("run.json", b"\xff\xfe\x00"), "run.json is damaged"),
-    "no config.yaml": (without("config.yaml"), "config.yaml"),
-    "damaged config.yaml": (holding("config.yaml", b"a: [1"), "config.yaml is damaged"),
-    "empty config.yaml": (holding("config.yaml", b""), "config.yaml is damaged"),
-    "no metrics.jsonl": (without("metrics.jsonl"), "no complete line"),
-    "empty metrics.jsonl": (holding("metrics.jsonl", b""), "no complete line"),
-    "half a line": (holding("metrics.jsonl", b'{"step": 1, "train/lo'), "no complete line"),
-    "damaged line": (damaged_line, "line 4 of metrics.jsonl is damaged"),
-    "zeros of a crash": (holding("metrics.jsonl", b"\0" * 512 + b"\n"), "line 1 of metrics.jsonl is damaged"),
-    "no step": (holding("metrics.jsonl", b'{"train/loss": 1.0}\n'), "line 1 of metrics.jsonl is damaged"),
-    "a word for a number": (holding("metrics.jsonl", b'{"step": 1, "train/loss": "1"}\n'), "line 1 of metrics.jsonl"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_run_is_refused(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    damage, expected = DAMAGE[name]
-    damage(run)
-    assert main(["report", f"run={run}"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.strip().split("\n")) <= 3
-    assert f"run={run}" in captured.err and expected in captured.err
-    assert not (run / "report.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ([], "needs run=DIR"),
-        (["run=nowhere"], "run=nowhere: no such directory"),
-        (["runs=outputs"], "did you mean run?"),
-        (["--frobnicate"], "--frobnicate: report takes key=value and --serve"),
-        (["run=a", "run=a"], "run=a: given twice"),
-        (["run=a", "out=x", "out=y"], "out=y: given twice"),
-        (["run=a", "out=."], "out=.: is a directory"),
-        (["run=a", "port=0"], "port has an effect only with --serve"),
-        (["--serve", "run=a"], "run has an effect only without --serve"),
-        (["serve=yes"], "serve=yes: true or false"),
-        (["--serve", "port=-1"], "port=-1"),
-        (["--serve", "port=70000"], "port=70000"),
-        (["--serve", "root=nowhere"], "root=nowhere: no such directory"),
-    ],
-    ids=str,
-)
-def test_user_errors_are_printed(
-    words: list[str], expected: str, in_directory: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["report", *words]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.strip().split("\n")) <= 3
-    assert expected in captured.err
-
-
-def test_a_page_that_cannot_be_written_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", f"run={run}", f"out={run / 'run.json' / 'page.html'}"]) == 2
-    assert "cannot be written" in capsys.readouterr().err
-
-
-def test_a_failure_at_the_end_of_a_run_is_logged_and_ends_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    from trainer.report.page import write_final_report
-
-    write_final_report(write_run(tmp_path / "run"))
-    assert (tmp_path / "run" / "report.html").exists()
-    assert caplog.text == ""
-    write_final_report(tmp_path / "missing")
-    assert "no report.html" in caplog.text
-    with pytest.raises(UserError):
-        RunReader(tmp_path / "missing").read()
-
-
-# ---- the live server
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    root = tmp_path / "outputs"
-    write_run(root / "cnn" / "first")
-    write_run(root / "cnn" / "damaged", config={"note": "x"})
-    (root / "cnn" / "damaged" / "run.json").write_text("{")
-    write_run(tmp_path / "outside")
-    (root / "link").symlink_to(tmp_path / "outside")
-    with Server(root, 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def request(server: Server, target: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
-    """The request line exactly as given, which urllib would clean up. Returns: status, text, ETag."""
-    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=60)
-    connection.request(method, target, headers=headers)
-    answer = connection.getresponse()
-    text, tag = answer.read().decode(), answer.getheader("ETag") or ""
-    connection.close()
-    return answer.status, text, tag
-
-
-def test_only_this_machine_is_served(server: Server) -> None:
-    assert server.server_address[0] == "127.0.0.1"
-    port = server.server_port
-    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
-        assert request(server, "/api/runs", Host=host)[0] == 200
-    for host in ("attacker.example", f"attacker.example:{port}", "127.0.0.1", f"127.0.0.1:{port}.attacker.example"):
-        status, text, _ = request(server, "/api/runs", Host=host)
-        assert (status, text) == (403, "wrong host")
-    assert request(server, "/api/runs", method="POST")[0] == 501
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "/../outside/run.json",
-        "/cnn/first/run.json",
-        "/report?run=../outside",
-        "/report?run=link",
-        "/report?run=/etc",
-        "/report?run=cnn/first/../first",
-        "/report?run=cnn/first&run=%2e%2e/outside",
-        "/api/points?run=..%2Foutside",
-        "/report?run=",
-        "/report",
-        "/assets/report.js",
-    ],
-)
-def test_nothing_but_the_runs_below_the_root_is_served(target: str, server: Server) -> None:
-    status, text, _ = request(server, target)
-    assert status == 404
-    assert "attempts" not in text
-
-
-def test_the_rows_of_the_table(server: Server) -> None:
-    status, text, tag = request(server, "/api/runs")
-    damaged, first = json.loads(text)
-    assert (status, first["run"], first["step"], first["status"]) == (200, "cnn/first", 100, "finished")
-    assert (damaged["run"], damaged["status"]) == ("cnn/damaged", "damaged")
-    assert request(server, "/api/runs", **{"If-None-Match": tag})[:2] == (304, "")
-    assert request(server, "/report?run=cnn/damaged")[0] == 422
-
-
-def test_points_are_sent_as_soon_as_they_are_written(server: Server) -> None:
-    target = "/api/points?run=cnn/first"
-    _, text, tag = request(server, target)
-    assert request(server, target, **{"If-None-Match": tag})[:2] == (304, "")
-    append_line(server.runs.root / "cnn" / "first", **metrics_line(101))
-    status, later, _ = request(server, target, **{"If-None-Match": tag})
-    before, after = json.loads(text), json.loads(later)
-    assert (status, before["last_step"], after["last_step"]) == (200, 100, 101)
-    assert before["signature"] == after["signature"]
-    assert after["charts"][0][0]["y"][-1] == pytest.approx(metrics_line(101)["train/loss"], rel=1e-6)
-    append_line(server.runs.root / "cnn" / "first", step=101, **{"train/loss": math.nan, "test/new": 1.0})
-    assert json.loads(request(server, target)[1])["signature"] != before["signature"]
-
-
-def test_a_port_that_is_taken_is_refused(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", "--serve", f"root={server.runs.root}", f"port={server.server_port}"]) == 2
-    assert f"port={server.server_port}: " in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """How long a page for 20 runs of 10,000 points takes to write and to open.
 
-PYTHONPATH=tests python -m browser.open_20_runs
+PYTHONPATH=tests python -m benchmarks.report_page
 """
 
 import sys
@@ -23,6 +23,7 @@ def cpu_s(browser: Browser) -> float:
 
 
 def main() -> None:
+    """Write the page, open it several times and print the medians."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         runs = [write_run(directory / f"run-{n:02d}", NUM_POINTS, 1 + n / 10) for n in range(NUM_RUNS)]
