@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from conftest import REPOSITORY, SHARED_DATA, CommandLine
 from warm import run_warm
 
@@ -31,7 +32,12 @@ def test_lines_that_need_the_hub_are_planned(line: str, command_line: CommandLin
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("line", [line for line in TRAINER if not needs_hub(line) and RUN not in line])
+def with_cost(line: str) -> ParameterSet:
+    """The jobs of a sweep are processes that import everything."""
+    return pytest.param(line, marks=[pytest.mark.slow] if line.startswith("-m ") else [])
+
+
+@pytest.mark.parametrize("line", [with_cost(line) for line in TRAINER if not needs_hub(line) and RUN not in line])
 def test_lines_run(line: str, command_line: CommandLine, tmp_path: Path) -> None:
     if "path/to/cifar10" in line:
         if not SHARED_DATA.exists():
