@@ -35,6 +35,15 @@ from trainer.own_metrics import OwnMetrics
 StepSums = dict[str, Tensor]
 
 
+Hook = Callable[..., Any]
+
+
+def overridden(callbacks: Iterable[pl.Callback], name: str) -> list[Hook]:
+    """The hooks of this name that do anything, in the order of the callbacks."""
+    hooks = [getattr(callback, name) for callback in callbacks]
+    return [hook for hook in hooks if getattr(hook, "__func__", None) is not getattr(pl.Callback, name)]
+
+
 class NetworkStrategy:
     """Mixed into every strategy: handles each network of a module separately. The defaults are for full networks."""
 
@@ -43,10 +52,17 @@ class NetworkStrategy:
         return nullcontext()
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Lightning's hook: scale float16 losses and compute gradients, without its hooks of every callback."""
+        """Lightning's hook: scale float16 losses and compute gradients, with the hooks that callbacks override."""
+        trainer, module = self._trained
         scaler = getattr(self._precision, "scaler", None)
         loss = closure_loss if scaler is None else scaler.scale(closure_loss)
+        for hook in overridden(trainer.callbacks, "on_before_backward"):
+            hook(trainer, module, loss)
+        module.on_before_backward(loss)
         loss.backward(*args, **kwargs)
+        for hook in overridden(trainer.callbacks, "on_after_backward"):
+            hook(trainer, module)
+        module.on_after_backward()
         return closure_loss
 
     def optimizer_step(
@@ -59,8 +75,17 @@ class NetworkStrategy:
         """Lightning's hook, likewise; where float16 gradients have a scale, Lightning's own."""
         if getattr(self._precision, "scaler", None) is not None:
             return super().optimizer_step(optimizer, closure, model, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        cast(Strategy, self).lightning_module.on_before_optimizer_step(optimizer)  # pyright: ignore[reportOptionalMemberAccess]
+        trainer, module = self._trained
+        for hook in overridden(trainer.callbacks, "on_before_optimizer_step"):
+            hook(trainer, module, optimizer)
+        module.on_before_optimizer_step(optimizer)
         return optimizer.step(**kwargs)
+
+    @property
+    def _trained(self) -> tuple[Any, pl.LightningModule]:
+        module = cast(Strategy, self).lightning_module
+        assert module is not None
+        return module.trainer, module
 
     @property
     def _precision(self) -> Any:

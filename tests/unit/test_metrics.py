@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import SPIRALS_WORDS
 from pytorch_lightning.plugins import MixedPrecision
@@ -26,6 +27,9 @@ class Recorder:
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.lines.append(metrics)
+
+    def save(self) -> None:
+        pass
 
 
 def test_throughput_is_that_of_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +87,25 @@ def gradient_norm(folder: Path, fused: bool, scaler: torch.amp.GradScaler | None
         trainer.strategy._precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
     trainer.fit(module, datamodule=data)
     return float(module.grad_norms["model"])
+
+
+def test_hooks_around_a_step_are_called_where_a_callback_has_them(tmp_path: Path) -> None:
+    called: list[str] = []
+
+    class Counting(pl.Callback):
+        def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+            called.append("before backward")
+
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            called.append("after backward")
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            called.append("before the update")
+
+    plan = prepare([*SPIRALS_WORDS, "trainer.max_steps=2", "trainer.limit_val_batches=0"], Options())
+    data, module = build_data_and_module(plan.config, plan.task, plan.world)
+    build_trainer(plan.config, plan.world, tmp_path, [Counting()], []).fit(module, datamodule=data)
+    assert called == ["before backward", "after backward", "before the update"] * 2
 
 
 @pytest.mark.parametrize("fused", [False, True])

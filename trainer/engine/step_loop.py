@@ -8,17 +8,11 @@ step logs is what it returns: `self.log` is for evaluations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import pytorch_lightning as pl
 from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from trainer.module import TrainingModule
-
-Hook = Callable[..., Any]
+from trainer.module import Hook, TrainingModule, overridden
 
 
 class StepLoop(_TrainingEpochLoop):
@@ -75,9 +69,3 @@ class StepLoop(_TrainingEpochLoop):
                 super().on_advance_end(data_fetcher)
         else:
             self._batches_that_stepped += 1
-
-
-def overridden(callbacks: list[pl.Callback], name: str) -> list[Hook]:
-    """The hooks of this name that do anything, in the order of the callbacks."""
-    hooks = [getattr(callback, name) for callback in callbacks]
-    return [hook for hook in hooks if getattr(hook, "__func__", None) is not getattr(pl.Callback, name)]
