@@ -46,15 +46,13 @@ class Continuation(pl.Callback):
         self.own = own
         self.saved: list[list[Mapping[str, Any]]] = []
         self.built: list[list[dict[str, Any]]] = []
-        self.saved_lr = 0.0
+        self.base_lrs: list[list[float]] = []
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take out what belongs to the old configuration."""
         self.saved = [state["param_groups"] for state in checkpoint["optimizer_states"]]
-        for schedule in checkpoint["lr_schedulers"]:
-            schedule.pop("base_lrs", None)
         for key in [key for key in checkpoint["callbacks"] if any(name in key for name in ENDS_TRAINING)]:
             del checkpoint["callbacks"][key]
         if not self.own:
@@ -66,6 +64,7 @@ class Continuation(pl.Callback):
         Raises: UserError: the state is that of another optimizer.
         """
         self.built = [[_options(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+        self.base_lrs = [[float(lr) for lr in entry.scheduler.base_lrs] for entry in trainer.lr_scheduler_configs]  # pyright: ignore[reportAttributeAccessIssue]
         keys = [[set(group) for group in groups] for groups in self.built]
         saved_keys = [[set(_options(group)) for group in groups] for groups in self.saved]
         # Counted over the networks: DeepSpeed has flattened the parameters of its groups by now.
@@ -78,20 +77,26 @@ class Continuation(pl.Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the loaded groups the built values, and the learning rate of this step."""
-        for optimizer, built, entry in zip(trainer.optimizers, self.built, trainer.lr_scheduler_configs, strict=True):
-            schedule = entry.scheduler
-            assert isinstance(schedule, LambdaLR)
-            self.saved_lr = optimizer.param_groups[0]["lr"]
-            for number, (group, options) in enumerate(zip(optimizer.param_groups, built, strict=True)):
-                factor = schedule.lr_lambdas[number](schedule.last_epoch)
-                group.update(options, lr=schedule.base_lrs[number] * factor)
-            schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+        """Give the loaded groups the built values, and the learning rate of this step.
+
+        A scheduler of the user's own goes on from its saved state, since its rate may depend on the steps before.
+        """
+        saved_lr = trainer.optimizers[-1].param_groups[0]["lr"]
+        for number, (optimizer, built) in enumerate(zip(trainer.optimizers, self.built, strict=True)):
+            schedule = trainer.lr_scheduler_configs[number].scheduler
+            rates = [group["lr"] for group in optimizer.param_groups]
+            if isinstance(schedule, LambdaLR):
+                schedule.base_lrs = list(self.base_lrs[number])
+                factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+                rates = schedule._last_lr = [lr * by for lr, by in zip(schedule.base_lrs, factors, strict=True)]
+            for group, options, lr in zip(optimizer.param_groups, built, rates, strict=True):
+                group.update(options, lr=lr)
         if trainer.is_global_zero:
-            lr = trainer.optimizers[-1].param_groups[0]["lr"]
-            total = int(trainer.estimated_stepping_batches)
-            now = f"{lr:.4g} from step {trainer.global_step + 1} of {total} on (it was {self.saved_lr:.4g})"
-            print(f"learning rate: {now}, as if the schedule had been this one from the start", flush=True)
+            lr, total = trainer.optimizers[-1].param_groups[0]["lr"], int(trainer.estimated_stepping_batches)
+            now = f"{lr:.4g} from step {trainer.global_step + 1} of {total} on (it was {saved_lr:.4g})"
+            is_own = not isinstance(trainer.lr_scheduler_configs[-1].scheduler, LambdaLR)
+            how = "where the scheduler has stopped" if is_own else "as if the schedule had been this one from the start"
+            print(f"learning rate: {now}, {how}", flush=True)
 
 
 def _networks_parameters(module: pl.LightningModule) -> Iterator[nn.Parameter]:
