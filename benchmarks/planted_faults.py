@@ -41,8 +41,8 @@ class Fault:
 FAULTS = {
     "stop flag of ranks above 0 ignored": Fault(
         "trainer/faults/stop.py",
-        "PendingAny(self.requested)",
-        "PendingAny(self.requested and int(__import__('os').environ.get('RANK', '0')) == 0)",
+        "self.agreement.reached(self.requested)",
+        "self.agreement.reached(self.requested and int(__import__('os').environ.get('RANK', '0')) == 0)",
         SIGNAL_TO_ONE_RANK,
     ),
     "stop flag not reduced over ranks": Fault(
@@ -60,9 +60,8 @@ FAULTS = {
     "filler rows counted in CNN evaluation": Fault(
         "tasks/cnn/module.py",
         "logits = self.model(images.to(self.dtype))[: batch.num_valid].float()\n"
-        "        self._metrics(metrics_prefix)(logits, batch.labels[: batch.num_valid])",
-        "logits = self.model(images.to(self.dtype)).float()\n"
-        "        self._metrics(metrics_prefix)(logits, batch.labels)",
+        "        labels = batch.labels[: batch.num_valid]",
+        "logits = self.model(images.to(self.dtype)).float()\n        labels = batch.labels",
         "tests/tasks/cnn/test_training.py::test_evaluation_of_three_ranks_is_that_of_one",
     ),
     "texts cut at 64 tokens whatever max_length": Fault(
@@ -120,13 +119,13 @@ FAULTS = {
         METRICS,
     ),
     "NumPy's generator not restored": Fault(
-        "trainer/checkpoint/random_state.py",
+        "trainer/generators.py",
         "    np.random.set_state(",
         "    str(",
         "tests/unit/test_resume.py::test_all_generators_are_restored",
     ),
     "Python's generator not restored": Fault(
-        "trainer/checkpoint/random_state.py",
+        "trainer/generators.py",
         "    random.setstate(",
         "    str(",
         "tests/unit/test_resume.py::test_all_generators_are_restored",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from tasks.bert.models import empty_network
+from tasks.bert.models import empty_network, quiet_transformers
 
 SCORE = "score"  # name of the one output of a regression
 
@@ -41,7 +41,8 @@ def write_directory(
         _into_last_layer(network, *moments)
     staged = folder.with_name(f".{folder.name}")
     shutil.rmtree(staged, ignore_errors=True)
-    network.save_pretrained(staged)
+    with quiet_transformers():
+        network.save_pretrained(staged)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(staged)

@@ -265,7 +265,7 @@ def _from_folder(folder: Path, config: PreTrainedConfig, model: EncoderConfig, k
             f"model.sha256={model.sha256}: {', '.join(map(str, files))} is another file", f"it hashes to {sha256}"
         )
     try:
-        with _quiet():
+        with quiet_transformers():
             network, info = kind.from_pretrained(
                 folder,
                 config=config,
@@ -287,8 +287,8 @@ def _from_folder(folder: Path, config: PreTrainedConfig, model: EncoderConfig, k
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress transformers' progress bar and its report on the head's tensors, which are always new."""
+def quiet_transformers() -> Iterator[None]:
+    """Suppress transformers' progress bars and its report on the head's tensors, which are always new."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
