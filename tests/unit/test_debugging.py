@@ -54,7 +54,7 @@ def test_the_values_that_count_are_composed(task: str) -> None:
     trainer = config.trainer
     assert (trainer.max_epochs, trainer.max_steps, trainer.check_val_every_n_epoch) == (1, 3, 1)
     assert (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches) == (3, 3, 3)
-    assert (config.logger.name, config.run.root) == ("none", f"{os.environ['HOME']}/runs/fast_dev_run")
+    assert (config.logger, config.run.root) == ({}, f"{os.environ['HOME']}/runs/fast_dev_run")
     config, _ = typed(compose_mapping([f"task={task}", "overfit_batches=0.25"]))
     assert (config.trainer.limit_train_batches, config.trainer.limit_val_batches) == (0.25, 0.25)
 

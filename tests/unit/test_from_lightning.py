@@ -100,7 +100,7 @@ def test_a_recipe_in_a_folder_of_its_own(name: str, in_directory: Path, capsys: 
 WORDS = {
     "debug=true": "debug=true: takes the name of one debug; possible: anomaly, fdr",
     "task=3": "task=3: takes the name of one task",
-    "logger=null": "possible: none, wandb",
+    "logger=null": "possible: csv, mlflow, none, tensorboard, wandb",
     "experiment=nothing": "no such experiment",
     "--trainer.max_epochs=3": "without dashes, as in trainer.max_epochs=3",
     "--config-name=x": "use experiment=NAME",

@@ -1,6 +1,6 @@
 """What belongs to a run's identity: every key, unless it is listed as saying only where or how fast."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ CONFIGURATIONS = {
     "fsdp2": ["strategy=fsdp2", *COUNTED],
     "zero": ["strategy=deepspeed_stage_2", *COUNTED],
     "slurm, adam, optuna": ["launch=slurm", "optimizer=adam", "sweep=optuna", "logger=wandb", *COUNTED],
+    "ema": ["callbacks=ema", *COUNTED],
 }
 DEFAULT_HASHES = {"cnn": "bb7c2407", "dcgan": "d51fcef7", "bert": "a38917f2"}
 # Each of these changes the weights, the best weights or the numbers of a run.
@@ -41,13 +42,23 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(node, field.name)
         if is_dataclass(value):
             yield from leaves(value, f"{prefix}{field.name}.")
+        elif members(value) is not None:
+            for name, member in value.items():
+                yield from leaves(member, f"{prefix}{field.name}.{name}.")
         else:
             yield f"{prefix}{field.name}"
+
+
+def members(node: Any) -> Mapping[str, Any] | None:
+    """The nodes of a group whose members work together, by name; None for anything else."""
+    return node if isinstance(node, Mapping) and all(map(is_dataclass, node.values())) else None
 
 
 def changed(node: Any, key: str) -> Any:
     """The configuration with another value of one key; that the value makes no sense does not matter to a hash."""
     name, _, rest = key.partition(".")
+    if isinstance(node, Mapping):
+        return {**node, name: changed(node[name], rest)}
     value = getattr(node, name)
     other = changed(value, rest) if rest else [*value, "other"] if isinstance(value, list) else f"other than {value}"
     # Without pydantic's checks, which would refuse it.
@@ -60,6 +71,7 @@ def changed(node: Any, key: str) -> Any:
 def is_listed(config: Config, key: str) -> bool:
     parts = key.split(".")
     node = getattr(config, parts[0])
+    node = node[parts[1]] if members(node) else node
     own = node.NOT_IDENTITY if isinstance(node, Named) else frozenset[str]()
     return parts[0] in NOT_IDENTITY or key in NOT_IDENTITY or parts[-1] in own
 

@@ -44,7 +44,7 @@ def test_a_run_is_that_of_real_processes(
 
 # torch loads the entry point that the project gives it.
 STATE = """
-BY_TORCH = {"trainer", "trainer.launch", "trainer.launch.torchrun"}
+BY_TORCH = {"trainer", "trainer.version", "trainer.launch", "trainer.launch.torchrun"}
 import json, os, random, signal, sys
 import numpy
 own = {name for name in sys.modules if name.partition(".")[0] in ("trainer", "tasks", "warm", "conftest")}

@@ -38,7 +38,7 @@ def _trial(num_steps: int, mapping: DictConfig) -> dict[str, Any]:
         "trainer.num_sanity_val_steps": 0,
         "trainer.max_time": None,
         "monitor.patience": None,
-        "logger": {"name": "none"},
+        "logger": {},
         "run.root": f"{root._value()}/fast_dev_run",
         "run.fresh": True,
     }

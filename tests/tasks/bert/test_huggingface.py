@@ -46,7 +46,7 @@ def loaded_logits(folder, inputs):
 
 def test_a_run_is_loaded_without_the_project(run_alone, tmp_path):
     inference = TASK.load_inference(read_stored_config(run_alone).config, run_alone, torch.device("cpu"))
-    expected = inference.outputs(inference.preprocess(TEXTS))
+    expected = inference.outputs(TEXTS)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", ALONE, str(run_alone / "hf"), json.dumps(TEXTS)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)

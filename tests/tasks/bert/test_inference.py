@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -88,6 +89,7 @@ def test_weights_that_are_missing_or_of_another_network_are_errors(run_alone, tm
     config = read_stored_config(run_alone).config
     for name in ("inputs.json", "config.yaml"):
         (tmp_path / name).write_bytes((run_alone / name).read_bytes())
+    shutil.copytree(run_alone / "tokenizer", tmp_path / "tokenizer")
     with pytest.raises(UserError, match=r"no model.safetensors yet"):
         BertInference.load(config, tmp_path, CPU)
     weights = load_file(run_alone / "model.safetensors")

@@ -15,7 +15,7 @@ from trainer.errors import UserError
 
 def built(config, folder=None, is_pair=False, **changes):
     model = replace(config.model, **({"path": str(folder)} if folder else {}), **changes)
-    return build_model(model, build_tokenizer(model, [], ""), 3, ["bad", "fair", "good"], is_pair)
+    return build_model(model, build_tokenizer(model, [], "", 64), 3, ["bad", "fair", "good"], is_pair)
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_head_for_other_classes_is_replaced(composed, copy):
     first.save_pretrained(copy)
     model = composed().model
     model = replace(model, path=str(copy))
-    result = build_model(model, build_tokenizer(model, [], ""), 5, list("abcde"))
+    result = build_model(model, build_tokenizer(model, [], "", 64), 5, list("abcde"))
     assert result.initialised == ["classifier.bias", "classifier.weight"]
     assert result.model.config.num_labels == 5
 
@@ -177,7 +177,7 @@ def test_saved_and_loaded_again_gives_the_same_logits(composed, copy):
     first = built(composed()).model.eval()
     first.save_pretrained(copy)
     model = replace(composed().model, path=str(copy))
-    second = build_model(model, build_tokenizer(model, [], ""), 3, ["bad", "fair", "good"])
+    second = build_model(model, build_tokenizer(model, [], "", 64), 3, ["bad", "fair", "good"])
     assert second.initialised == []
     ids = torch.arange(24).view(2, 12)
     with torch.no_grad():
