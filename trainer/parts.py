@@ -5,6 +5,7 @@ Only what the user's own command names is ever imported.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import sys
@@ -76,9 +77,18 @@ def find_part(key: str, part: OwnPart) -> Callable[..., Any]:
 def _offered_object(key: str, name: str) -> Any:
     if key not in _objects:
         raise UserError(
-            f"{key}: the run has an object that was passed from Python, {name}", "pass it again, as in the first call"
+            f"{key}: the run has an object that was passed from Python, {name}",
+            f"pass it again from Python: trainer.fit, load, evaluate and predict take {_argument(key)}",
         )
     return _objects[key]
+
+
+def _argument(key: str) -> str:
+    """What a node's object is passed by."""
+    group, _, name = key.partition(".")
+    return {"callbacks": "callbacks=[...]", "logger": "loggers=[...]", "metrics": f"metrics={{'{name}': ...}}"}.get(
+        group, f"{name or group}=..."
+    )
 
 
 def build_part(key: str, part: OwnPart, kind: type[Any], facts: Mapping[str, Any], *positional: Any) -> Any:
@@ -94,6 +104,9 @@ def build_part(key: str, part: OwnPart, kind: type[Any], facts: Mapping[str, Any
     word = f"{key}.{TARGET}={part.target}"
     if part.target.startswith(OBJECT) and isinstance(found, kind) and not isinstance(found, type):
         return found
+    if part.target.startswith(OBJECT) and not _gives_parts(found):
+        wanted = f"{kind.__module__}.{kind.__name__}"
+        raise UserError(f"{word}: is a {type(found).__name__}, neither a {wanted} nor a class or function giving one")
     known = {name: fact for name, fact in facts.items() if takes(found, name)}
     given = {name: fact for name, fact in known.items() if name not in part.arguments}
     try:
@@ -111,6 +124,11 @@ def build_part(key: str, part: OwnPart, kind: type[Any], facts: Mapping[str, Any
     if not isinstance(built, kind):
         raise UserError(f"{word}: gives a {type(built).__name__}, not a {kind.__module__}.{kind.__name__}")
     return built
+
+
+def _gives_parts(found: Any) -> bool:
+    """Whether a passed object is to be called for the part."""
+    return isinstance(found, type | functools.partial) or inspect.isroutine(found)
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

@@ -53,6 +53,7 @@ class TaskSpec:
     inference: "package.module:Class", a subclass of `trainer.inference.Inference`; None where the task has none.
     own_model: schema of a `model` node with `_target_`; None where the task takes no network of the user's own.
     takes_metrics: its evaluations feed metrics of the user's own; see TrainingModule.update_own_metrics.
+    predicts_mixed: its trained networks are applied in mixed precision where trainer.precision says so.
     predict_arguments: schema of the arguments that the verb `predict` takes besides run=DIR.
     """
 
@@ -70,6 +71,7 @@ class TaskSpec:
     predict_arguments: type[Any] | None = None
     own_model: type[OwnModelConfig] | None = None
     takes_metrics: bool = False
+    predicts_mixed: bool = True
 
     def build_data(self, config: Config) -> DataModule:
         """The data module of a run; nothing is read from disk yet."""

@@ -144,4 +144,5 @@ TASK = TaskSpec(
     needs_full_parameters=True,
     inference="tasks.dcgan.inference:DCGANInference",
     predict_arguments=GenerateArguments,
+    predicts_mixed=False,
 )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.api.objects import PassedObjects
 from trainer.api.process import exclusive, unchanged_generators, unchanged_process
 from trainer.config.aliases import replace_aliases
 from trainer.config.compose import parse_overrides
 from trainer.errors import UserError
+from trainer.parts import offered
 from trainer.run.record import Record
 from trainer.verbs.evaluate import evaluate_on_rank
 from trainer.verbs.predict import predict_on_rank
-from trainer.verbs.stored_run import changed_config, on_stored_run
+from trainer.verbs.stored_run import changed_config, on_stored_run, prepare_stored
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,11 @@ RunDir = str | os.PathLike[str]
 
 
 def load(
-    run_dir: RunDir, *overrides: str, device: str | torch.device = "auto", precision: str | None = None
+    run_dir: RunDir,
+    *overrides: str,
+    device: str | torch.device = "auto",
+    precision: str | None = None,
+    model: Any = None,
 ) -> Inference:
     """The model of a finished run, to be called on raw inputs: `load(run_dir)(inputs)`.
 
@@ -39,7 +45,8 @@ def load(
     a rule dicts; `model.outputs(inputs)` the tensor before labels, such as logits (N, C).
 
     Args: overrides: as those of the verb predict, such as "plugins=[FOLDER]". device: auto is the first GPU, or the CPU
-        where there is none. precision: as trainer.precision; None is the run's own.
+        where there is none. precision: as trainer.precision; None is the run's own. model: as passed to `fit`; it is
+        copied.
     Raises: UserError: no such run, no weights yet, a damaged file, no such device.
     """
     import torch
@@ -53,32 +60,51 @@ def load(
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device}: {str(error).splitlines()[0]}") from error
-    with exclusive("load", LOAD_WAITS_S), unchanged_generators():
+    passed = PassedObjects.of({"model": model})
+    passed.check_repeated(stored.mapping)
+    with exclusive("load", LOAD_WAITS_S), unchanged_generators(), offered(passed.copies()):
         return stored.task.load_inference(stored.config, place, torch.device(name))
 
 
-def evaluate(run_dir: RunDir, *overrides: str) -> dict[str, float]:
+def evaluate(
+    run_dir: RunDir, *overrides: str, model: Any = None, transform: Any = None, metrics: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """Metrics of a trained model by name, as `python -m trainer eval run=DIR OVERRIDES` computes and writes them.
 
-    Args: overrides: as on the command line: "checkpoint=last", "data=NAME", "trainer.devices=2", ...
+    Args: overrides: as on the command line: "checkpoint=last", "data=NAME", "trainer.devices=2", ... model, transform,
+        metrics: as passed to `fit`; they are copied.
     Raises: UserError: with the text that the command line prints. RankFailure: one of several ranks failed.
     """
-    with _verb("evaluate", overrides):
+    passed = PassedObjects.of({"model": model, "data.transform": transform}, metrics=metrics)
+    with _verb("evaluate", overrides), _repeated("eval", run_dir, overrides, passed):
         return on_stored_run("eval", [f"run={os.fspath(run_dir)}", *overrides], evaluate_on_rank)
 
 
-def predict(run_dir: RunDir, *overrides: str, **arguments: Any) -> Path | None:
+def predict(run_dir: RunDir, *overrides: str, model: Any = None, **arguments: Any) -> Path | None:
     """Apply a run to a file or folder, as `python -m trainer predict run=DIR WORDS` does: `predict(run, input=FILE)`.
 
-    Args: overrides: as on the command line: "trainer.devices=2", ... arguments: those of the task, which
-        `python -m trainer predict --help` lists.
+    Args: overrides: as on the command line: "trainer.devices=2", ... model: as passed to `fit`; it is copied.
+        arguments: those of the task, which `python -m trainer predict --help` lists.
     Returns: the file or folder written; None where the task only prints.
     Raises: UserError: with the text that the command line prints. RankFailure: one of several ranks failed.
     """
-    words = [f"run={os.fspath(run_dir)}", *overrides, *(f"{key}={_text(value)}" for key, value in arguments.items())]
-    with _verb("predict", words[1:]):
-        place = on_stored_run("predict", words, predict_on_rank)
+    words = [*overrides, *(f"{key}={_text(value)}" for key, value in arguments.items())]
+    passed = PassedObjects.of({"model": model})
+    with _verb("predict", words), _repeated("predict", run_dir, words, passed):
+        place = on_stored_run("predict", [f"run={os.fspath(run_dir)}", *words], predict_on_rank)
     return None if place is None else Path(place)
+
+
+@contextmanager
+def _repeated(verb: str, run_dir: RunDir, words: Sequence[str], passed: PassedObjects) -> Iterator[None]:
+    """Offer copies of objects to a verb. Raises: UserError: the run has no such object, or starts other processes."""
+    if passed.objects:
+        Record(Path(run_dir)).read()
+        prepared = prepare_stored(verb, Path(run_dir), words)
+        passed.check_repeated(prepared.mapping)
+        passed.refuse_other_processes(prepared)
+    with offered(passed.copies()):
+        yield
 
 
 @contextmanager

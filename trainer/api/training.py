@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from trainer.api.objects import PassedObjects
 from trainer.api.process import exclusive, unchanged_process
 from trainer.api.tables import history_of, last_values
 from trainer.api.words import taken_apart
 from trainer.errors import UserError
 from trainer.faults.signals import stop_before_training
 from trainer.launch.submit import submits
+from trainer.parts import offered
 from trainer.run.directory import StoppedAtOnce
 from trainer.run.outcome import Status
 from trainer.verbs.fit import fit_run, starts_nodes
@@ -19,6 +22,8 @@ from trainer.verbs.prepare import PreparedRun, prepare
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pytorch_lightning import Callback
+    from pytorch_lightning.loggers import Logger
 
 
 @dataclass(frozen=True)
@@ -39,20 +44,39 @@ class RunResult:
         return history_of(self.run_dir)
 
 
-def fit(*overrides: str) -> RunResult:
+def fit(
+    *overrides: str,
+    model: Any = None,
+    optimizer: Callable[..., Any] | None = None,
+    scheduler: Callable[..., Any] | None = None,
+    transform: Callable[..., Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    metrics: Mapping[str, Any] | None = None,
+) -> RunResult:
     """Train, or resume the unfinished run of these overrides, as `python -m trainer OVERRIDES` does.
 
     Ctrl-C stops after the current step with a checkpoint; a second one at once. The process is left as it was: random
     generators, signal handlers, loggers, environment, settings of torch.
 
-    Args: overrides: as on the command line, "task=cnn"; also "--config-dir=DIR".
+    The keyword arguments are parts of your own in place of `_target_` (docs/own_parts.md), on the devices of this
+    process; a call that resumes the run passes them again. Each is an object, or a class, function or functools.partial
+    that gives one.
+
+    Args: overrides: as on the command line, "task=cnn"; also "--config-dir=DIR". model: a network, trained in place.
+        optimizer, scheduler: not built yet. transform: of images in training. callbacks, loggers: of Lightning's kind.
+        metrics: of torchmetrics, by the name under which each is logged.
     Raises: UserError: with the text that the command line prints. RankFailure: one of several ranks failed.
         KeyboardInterrupt: Ctrl-C before the run was opened.
     """
     options, words = taken_apart("fit", overrides)
-    with exclusive("fit"):
+    single = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "data.transform": transform}
+    passed = PassedObjects.of(single, callbacks, loggers, metrics)
+    words = [*words, *passed.words]
+    with exclusive("fit"), offered(passed.objects):
         prepared = prepare(words, options)
         _refuse_other_processes(prepared)
+        passed.refuse_other_processes(prepared)
         with unchanged_process(["trainer.fit", *options.as_words(), *words]):
             stop_before_training()
             try:

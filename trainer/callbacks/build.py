@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pytorch_lightning import callbacks as lightning
 
 from trainer.callbacks.averaging import WeightAverage
@@ -28,8 +30,21 @@ def build_callbacks(config: Config) -> list[lightning.Callback]:
 
     Raises: UserError: one of the user's own cannot be built, or does what the project does itself.
     """
-    built = [_build(f"callbacks.{name}", node) for name, node in config.callbacks.items()]
-    return sorted(built, key=lambda callback: isinstance(callback, WeightAverage))
+    built = {f"callbacks.{name}": _build(f"callbacks.{name}", node) for name, node in config.callbacks.items()}
+    _check_state_keys(built)
+    return sorted(built.values(), key=lambda callback: isinstance(callback, WeightAverage))
+
+
+def _check_state_keys(callbacks: Mapping[str, lightning.Callback]) -> None:
+    """Raises: UserError: two callbacks would save their states in one place."""
+    owners: dict[str, str] = {}
+    for key, callback in callbacks.items():
+        if type(callback).state_dict is lightning.Callback.state_dict:
+            continue
+        owner = owners.setdefault(callback.state_key, key)
+        if owner != key:
+            kind = type(callback).__name__
+            raise UserError(f"{key}: saves its state where {owner} does; give {kind} a property state_key that differs")
 
 
 def _build(key: str, config: CallbackConfig) -> lightning.Callback:

@@ -73,6 +73,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return weights
 
 
+def first_mismatch(error: RuntimeError) -> str:
+    """The first tensor that does not fit; torch lists them all, after a line that names the class."""
+    first = str(error).strip().split("\n")[1:2] or [str(error)]
+    return first[0].strip()[:200]
+
+
 def write_weights(weights: Mapping[str, Tensor], target: Path) -> None:
     """Write weights as safetensors, tied ones once under their first name, as safetensors' save_model does."""
     distinct: dict[str, Tensor] = {}

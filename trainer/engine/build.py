@@ -13,7 +13,7 @@ from pytorch_lightning.profilers import Profiler, PyTorchProfiler, SimpleProfile
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from trainer.checkpoint.weights import PlainCheckpointIO, read_state
+from trainer.checkpoint.weights import PlainCheckpointIO, first_mismatch, read_state
 from trainer.clock import DeviceClock, StepClock
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
@@ -83,9 +83,7 @@ def _load_weights(module: TrainingModule, file: Path) -> None:
     except SafetensorError as error:
         raise UserError(f"checkpoint={file}: damaged ({error})") from error
     except RuntimeError as error:
-        # torch lists every tensor that does not fit, after a first line that names the class.
-        first = str(error).strip().split("\n")[1:2] or [str(error)]
-        raise UserError(f"checkpoint={file}: weights of another model ({first[0].strip()[:200]})") from error
+        raise UserError(f"checkpoint={file}: weights of another model ({first_mismatch(error)})") from error
 
 
 def prepare_networks(config: Config, module: TrainingModule, world: World) -> None:

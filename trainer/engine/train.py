@@ -18,7 +18,7 @@ from trainer.checkpoint.callback import Checkpointing
 from trainer.checkpoint.random_state import RandomState
 from trainer.checkpoint.resume import choose_checkpoint, choose_final_checkpoint
 from trainer.checkpoint.start import choose_start
-from trainer.checkpoint.weights import read_state, write_weights
+from trainer.checkpoint.weights import first_mismatch, read_state, write_weights
 from trainer.collectives import decide_on_rank_0
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
@@ -84,7 +84,7 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     trainer = build_trainer(config, world, run_dir, callbacks, loggers, build_profiler(config, world, run_dir))
     evaluate_after_last_step(trainer, config)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(origin.state) if origin.state else None)
+        _fit(trainer, module, data, origin.state)
         metrics.log_window(trainer)
         # Lightning counts an epoch that max_steps has cut short as completed, but not where nothing is left to train.
         trainer.fit_loop.epoch_progress.current.completed = metrics.epoch
@@ -99,6 +99,17 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         console.print(cause, highlight=False)
         print_summary(console, run_dir, config, account, places)
     return Outcome(run_dir, "finished", cause)
+
+
+def _fit(trainer: pl.Trainer, module: TrainingModule, data: DataModule, state: Path | None) -> None:
+    """Lightning's loop. Raises: UserError: the state is of another network, as after a change of the user's own."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(state) if state else None)
+    except RuntimeError as error:
+        if state is None or "in loading state_dict for" not in str(error):
+            raise
+        advice = "go on with the network that the run began with, or start over with run.fresh=true"
+        raise UserError(f"{state}: weights of another network ({first_mismatch(error)})", advice) from error
 
 
 def _record_data(record: Record, data: DataModule, resumed: bool) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from trainer.config.own_parts import TARGET, own_targets
+from trainer.config.own_parts import OBJECT, TARGET, own_targets
 from trainer.config.schema import Config
 from trainer.observe.account import Account
 from trainer.run.files import CURVES_FILE, HF_DIR, METRICS_FILE, MODEL_FILE, PROFILE_DIR
@@ -69,9 +69,15 @@ def print_summary(console: Console, run_dir: Path, config: Config, account: Acco
     files |= {"hf": HF_DIR} if (run_dir / HF_DIR).exists() else {}
     for name, place in {**{name: str(run_dir / file) for name, file in files.items()}, **places}.items():
         _print(console, f"  {name:<9}{place}")
-    # A stored run imports nothing that the command does not repeat.
-    own = [f"{key}.{TARGET}={target}" for key, target in own_targets("model", config.model)]
-    _print(console, " ".join(["next: python -m trainer eval", f"run={run_dir}", *own]))
+    _print(console, f"next: {_evaluation(run_dir, config)}")
+
+
+def _evaluation(run_dir: Path, config: Config) -> str:
+    """What to type to evaluate the run. A stored run imports nothing by itself, and holds no objects."""
+    own = list(own_targets("model", config.model))
+    if any(target.startswith(OBJECT) for _, target in own):
+        return f"trainer.evaluate({str(run_dir)!r}, model=...) from Python"
+    return " ".join([f"python -m trainer eval run={run_dir}", *(f"{key}.{TARGET}={target}" for key, target in own)])
 
 
 def _print(console: Console, line: str, style: str = "") -> None:

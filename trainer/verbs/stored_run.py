@@ -103,10 +103,16 @@ def changed_config(verb: str, run_dir: Path, arguments: Sequence[str]) -> Stored
         if "." in key and not _is_accepted(key, verb, stored.config):
             advice = f"it belongs to training; {verb} takes {', '.join(ACCEPTED_KEYS[verb])}"
             raise UserError(f"{word}: {verb} would ignore it", advice)
+        if verb == "predict" and key == "trainer.precision" and _is_without_effect(stored):
+            raise UserError(f"{word}: task={stored.task.name} never predicts in mixed precision, so it has no effect")
     trust([_repeated_target(word, stored.mapping) for word in words.targets], words.config_dirs)
     if words.data and (problems := stored.task.validate(stored.config)):
         raise ConfigError(problems)
     return stored
+
+
+def _is_without_effect(stored: StoredConfig) -> bool:
+    return stored.config.trainer.precision.endswith("-mixed") and not stored.task.predicts_mixed
 
 
 def _repeated_target(word: str, mapping: Mapping[str, Any]) -> str:

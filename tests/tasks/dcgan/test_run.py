@@ -123,6 +123,11 @@ def test_images_are_those_of_the_module_and_depend_on_the_seed(runs: Path, monke
     _, module = trained(runs, monkeypatch)
     inference = generator(run_dir(runs))
     model: Any = trainer.load(run_dir(runs), device="cpu")
+    with pytest.raises(
+        trainer.UserError, match=r"^trainer\.precision=bf16-mixed: task=dcgan never predicts in mixed .*$"
+    ):
+        trainer.load(run_dir(runs), device="cpu", precision="bf16")
+    trainer.load(run_dir(runs), device="cpu", precision="bf16-true")
     noise = inference.preprocess([0, 1, 2])["noise"]
     expected = module.sample(noise)[:, 0].numpy()
     for points in (3, model.noise(3), [0, 1, 2], list(model.noise(3))):
