@@ -164,7 +164,10 @@ def test_a_network_is_trained_in_place_and_passed_again(in_directory: Path, caps
         (lambda: trainer.evaluate(run, "trainer.accelerator=cpu", **again), "passed from Python"),
         (lambda: trainer.evaluate(run, model=Net), r"transform: .*\n.* take transform=\.\.\."),
         (lambda: trainer.evaluate(run, model=Net, transform=abs), r"metrics\.f1: .*\n.* take metrics=\{'f1': \.\.\.\}"),
-        (lambda: trainer.evaluate(run, "trainer.devices=2", model=Net), r"devices=2: model: objects .* by _target_"),
+        (
+            lambda: trainer.evaluate(run, "trainer.devices=2", model=Net),
+            r"devices=2: objects .* name model by _target_",
+        ),
         (lambda: trainer.load(run, device="cpu", model=nn.Linear(1, 10)), "does not fit the configuration"),
         (lambda: trainer.load(run, device="cpu", model=3), "is a int, neither"),
         (lambda: trainer.evaluate(run, metrics={"f2": metrics["f1"]}), r"metrics\.f2: the run has no metrics\.f2"),
@@ -242,6 +245,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     ),
     "no network": ({"model": 3}, [], "model._target_=object:builtins.int: is a int, neither a torch.nn"),
     "a text": ({"model": "resnet18"}, [], 'name a part by an override, "model=resnet18"'),
+    "two models": ({"model": Net}, ["model=resnet18"], "model=resnet18: the call also passes an object"),
     "a network's shape": ({"model": Net(3, 10)}, [], "its forward fails on"),
     "a network's output": ({"model": Net(1, 9)}, [], r"returns \(1, 9\); a tensor of \(1, 10\) is needed"),
     "a class that fails": ({"model": functools.partial(Net, depth=3)}, [], "unexpected keyword argument 'depth'"),
@@ -254,7 +258,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no logger": ({"loggers": [Count()]}, [], "logger.Count.*: is a Count, neither a pytorch_lightning"),
     "no transform": ({"transform": 3}, [], "gives a int, which cannot be called"),
     "two states": ({"callbacks": [Count(), Count()]}, [], "callbacks.Count_2: saves its state where callbacks.Count d"),
-    "several devices": ({"model": Net}, ["trainer.devices=2"], "devices=2: model: objects stay in this process; name"),
+    "several devices": (
+        {"model": Net},
+        ["trainer.devices=2"],
+        "devices=2: objects stay in this process; name model by _",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from trainer.verbs.prepare import PreparedRun
 
 # Called later, with what only the run knows, so they are passed unbuilt.
 UNBUILT = ("optimizer", "scheduler")
-TRANSFORM = "data.transform"
+MODEL, TRANSFORM = "model", "data.transform"
 
 
 @dataclass
@@ -70,10 +70,17 @@ class PassedObjects:
     def refuse_other_processes(self, prepared: PreparedRun) -> None:
         """Raises: UserError: the ranks would be started by this process, and objects stay in it."""
         if self.objects and prepared.world.launcher == "elastic":
+            first, *others = self.objects
             raise UserError(
-                f"trainer.devices={prepared.world.local_world_size}: {', '.join(self.objects)}: objects stay in this "
-                "process; name them by _target_ (docs/own_parts.md), use one device, or start this script with torchrun"
+                f"trainer.devices={prepared.world.local_world_size}: objects stay in this process; name {first} "
+                f"{'and the others ' if others else ''}by _target_, use one device, or start the script with torchrun"
             )
+
+    def refuse_members(self, words: Sequence[str]) -> None:
+        """Raises: UserError: a word chooses what an object is passed for."""
+        for word in words:
+            if word.partition("=")[0] in self.objects:
+                raise UserError(f"{word}: the call also passes an object for it; leave one of them out")
 
     def check_repeated(self, mapping: Mapping[str, Any]) -> None:
         """Args: mapping: a stored run's configuration. Raises: UserError: the run has no object in such a place."""
@@ -84,9 +91,9 @@ class PassedObjects:
                 has = f"{key}.{TARGET}={target}" if target else f"no {key} of your own"
                 raise UserError(f"{key}: the run has {has}; its objects can be passed again, not replaced")
 
-    def copies(self) -> dict[str, Any]:
-        """The objects, copied: a stored run's weights are no reason to change the caller's network."""
-        return {key: copy.deepcopy(value) for key, value in self.objects.items()}
+    def with_copied_model(self) -> dict[str, Any]:
+        """The objects; the caller's network is not changed where a stored run's weights are loaded."""
+        return {key: copy.deepcopy(value) if key == MODEL else value for key, value in self.objects.items()}
 
 
 def _named(argument: str, objects: Sequence[Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.api.objects import PassedObjects
+from trainer.api.objects import MODEL, TRANSFORM, PassedObjects
 from trainer.api.process import exclusive, unchanged_generators, unchanged_process
 from trainer.config.aliases import replace_aliases
 from trainer.config.compose import parse_overrides
@@ -60,9 +60,9 @@ def load(
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device}: {str(error).splitlines()[0]}") from error
-    passed = PassedObjects.of({"model": model})
+    passed = PassedObjects.of({MODEL: model})
     passed.check_repeated(stored.mapping)
-    with exclusive("load", LOAD_WAITS_S), unchanged_generators(), offered(passed.copies()):
+    with exclusive("load", LOAD_WAITS_S), unchanged_generators(), offered(passed.with_copied_model()):
         return stored.task.load_inference(stored.config, place, torch.device(name))
 
 
@@ -72,10 +72,10 @@ def evaluate(
     """Metrics of a trained model by name, as `python -m trainer eval run=DIR OVERRIDES` computes and writes them.
 
     Args: overrides: as on the command line: "checkpoint=last", "data=NAME", "trainer.devices=2", ... model, transform,
-        metrics: as passed to `fit`; they are copied.
+        metrics: as passed to `fit`; the network is copied.
     Raises: UserError: with the text that the command line prints. RankFailure: one of several ranks failed.
     """
-    passed = PassedObjects.of({"model": model, "data.transform": transform}, metrics=metrics)
+    passed = PassedObjects.of({MODEL: model, TRANSFORM: transform}, metrics=metrics)
     with _verb("evaluate", overrides), _repeated("eval", run_dir, overrides, passed):
         return on_stored_run("eval", [f"run={os.fspath(run_dir)}", *overrides], evaluate_on_rank)
 
@@ -89,7 +89,7 @@ def predict(run_dir: RunDir, *overrides: str, model: Any = None, **arguments: An
     Raises: UserError: with the text that the command line prints. RankFailure: one of several ranks failed.
     """
     words = [*overrides, *(f"{key}={_text(value)}" for key, value in arguments.items())]
-    passed = PassedObjects.of({"model": model})
+    passed = PassedObjects.of({MODEL: model})
     with _verb("predict", words), _repeated("predict", run_dir, words, passed):
         place = on_stored_run("predict", [f"run={os.fspath(run_dir)}", *words], predict_on_rank)
     return None if place is None else Path(place)
@@ -97,13 +97,13 @@ def predict(run_dir: RunDir, *overrides: str, model: Any = None, **arguments: An
 
 @contextmanager
 def _repeated(verb: str, run_dir: RunDir, words: Sequence[str], passed: PassedObjects) -> Iterator[None]:
-    """Offer copies of objects to a verb. Raises: UserError: the run has no such object, or starts other processes."""
+    """Offer objects to a verb. Raises: UserError: the run has no such object, or starts other processes."""
     if passed.objects:
         Record(Path(run_dir)).read()
         prepared = prepare_stored(verb, Path(run_dir), words)
         passed.check_repeated(prepared.mapping)
         passed.refuse_other_processes(prepared)
-    with offered(passed.copies()):
+    with offered(passed.with_copied_model()):
         yield
 
 

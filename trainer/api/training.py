@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.api.objects import PassedObjects
+from trainer.api.objects import MODEL, TRANSFORM, PassedObjects
 from trainer.api.process import exclusive, unchanged_process
 from trainer.api.tables import history_of, last_values
 from trainer.api.words import taken_apart
@@ -70,8 +70,9 @@ def fit(
         KeyboardInterrupt: Ctrl-C before the run was opened.
     """
     options, words = taken_apart("fit", overrides)
-    single = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "data.transform": transform}
+    single = {MODEL: model, "optimizer": optimizer, "scheduler": scheduler, TRANSFORM: transform}
     passed = PassedObjects.of(single, callbacks, loggers, metrics)
+    passed.refuse_members(words)
     words = [*words, *passed.words]
     with exclusive("fit"), offered(passed.objects):
         prepared = prepare(words, options)
