@@ -33,8 +33,8 @@ def test_lines_that_need_the_hub_are_planned(line: str, command_line: CommandLin
 
 
 def with_cost(line: str) -> ParameterSet:
-    """The jobs of a sweep are processes that import everything."""
-    return pytest.param(line, marks=[pytest.mark.slow] if line.startswith("-m ") else [])
+    """The jobs of a sweep, and the samples of a study, are processes that import everything."""
+    return pytest.param(line, marks=[pytest.mark.slow] if line.startswith(("-m ", "bench ")) else [])
 
 
 @pytest.mark.parametrize("line", [with_cost(line) for line in TRAINER if not needs_hub(line) and RUN not in line])
@@ -44,6 +44,7 @@ def test_lines_run(line: str, command_line: CommandLine, tmp_path: Path) -> None
             pytest.skip("the copy of CIFAR-10 is not here")
         line = line.replace("path/to/cifar10", str(SHARED_DATA / "cifar10"))
     quick = [] if line.startswith(("--help", "plan")) or "--cfg" in line else ["debug=smoke"]
+    quick = ["steps=12"] if line.startswith("bench") else quick
     done = command_line(*shlex.split(line), *quick, timeout_s=280)
     assert done.returncode == 0, done.stderr
 
