@@ -87,10 +87,10 @@ def _predict(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> 
     return predict_on_rank(prepared, run_dir, arguments)
 
 
-def _bench(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:
+def _bench(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> dict[str, Any]:
     from trainer.verbs.bench.on_rank import bench_on_rank
 
-    bench_on_rank(prepared, run_dir, arguments)
+    return bench_on_rank(prepared, run_dir, arguments)
 
 
 RANK_VERBS: Mapping[str, Callable[[PreparedRun, Path, Sequence[str]], Any]] = {

@@ -17,6 +17,7 @@ LINES = [
     if line.strip()
 ]
 TRAINER = [line.removeprefix("python -m trainer ") for line in LINES if line.startswith("python -m trainer ")]
+TRAINER = [line for line in TRAINER if not line.startswith("bench ")]  # run by tests/unit/test_bench.py
 # These need a hub, which tests do not have: they are composed, validated and planned.
 HUB = ("data=cifar10", "experiment=")
 RUN = "outputs/cnn/lenet5-digits-bb7c2407"
@@ -33,8 +34,8 @@ def test_lines_that_need_the_hub_are_planned(line: str, command_line: CommandLin
 
 
 def with_cost(line: str) -> ParameterSet:
-    """The jobs of a sweep, and the samples of a study, are processes that import everything."""
-    return pytest.param(line, marks=[pytest.mark.slow] if line.startswith(("-m ", "bench ")) else [])
+    """The jobs of a sweep are processes that import everything."""
+    return pytest.param(line, marks=[pytest.mark.slow] if line.startswith("-m ") else [])
 
 
 @pytest.mark.parametrize("line", [with_cost(line) for line in TRAINER if not needs_hub(line) and RUN not in line])
@@ -44,7 +45,6 @@ def test_lines_run(line: str, command_line: CommandLine, tmp_path: Path) -> None
             pytest.skip("the copy of CIFAR-10 is not here")
         line = line.replace("path/to/cifar10", str(SHARED_DATA / "cifar10"))
     quick = [] if line.startswith(("--help", "plan")) or "--cfg" in line else ["debug=smoke"]
-    quick = ["steps=12"] if line.startswith("bench") else quick
     done = command_line(*shlex.split(line), *quick, timeout_s=280)
     assert done.returncode == 0, done.stderr
 

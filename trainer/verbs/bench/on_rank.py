@@ -17,7 +17,6 @@ from trainer.data.loaders import StepLoader
 from trainer.data.samplers import Share
 from trainer.engine.build import rank_device
 from trainer.errors import UserError
-from trainer.run.files import write_json
 from trainer.run.record import Record
 from trainer.verbs.prepare import PreparedRun
 from trainer.verbs.stored_run import refuse_unknown
@@ -30,9 +29,9 @@ INFERENCE_BATCHES = 16
 Work = Callable[[int], Mapping[str, float]]
 
 
-def bench_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> None:
-    """Measure one sample; rank 0 writes it to the file `out`. passes=0 measures how many fill SAMPLE_S."""
-    own = refuse_unknown("bench", arguments, ["kind", "passes", "out"])
+def bench_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """Measure one sample, with the sums over ranks of what it computed. passes=0 measures how many fill SAMPLE_S."""
+    own = refuse_unknown("bench", arguments, ["kind", "passes"])
     work = WORK[own["kind"]](prepared, run_dir)
     work(0)
     passes = int(own["passes"])
@@ -41,10 +40,9 @@ def bench_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[str]
         passes = max(1, round(SAMPLE_S / once))
     time_s, computed = _timed(work, passes)
     ranks = all_gather_json({"time_s": time_s, "computed": computed})
-    if prepared.world.rank == 0:
-        total = {key: sum(rank["computed"][key] for rank in ranks) for key in computed}
-        slowest_s = max(rank["time_s"] for rank in ranks)
-        write_json(Path(own["out"]), {"time_s": slowest_s / passes, "passes": passes, "computed": total})
+    total = {key: sum(rank["computed"][key] for rank in ranks) for key in computed}
+    slowest_s = max(rank["time_s"] for rank in ranks)
+    return {"time_s": slowest_s / passes, "passes": passes, "computed": total}
 
 
 def _timed(work: Work, passes: int) -> tuple[float, Mapping[str, float]]:

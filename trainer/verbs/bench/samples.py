@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from trainer.bench.rounds import Sample
 from trainer.errors import EXIT_DONE, EXIT_USER, UserError
 from trainer.launch.agent import start_ranks
 from trainer.run.metrics_file import read_metrics
+from trainer.run.stored_config import plugins_word
 from trainer.verbs.bench.request import ACCELERATOR, DEVICES, Kind, Request
 from trainer.world import World
 
@@ -64,14 +64,14 @@ class Workshop:
 
         Raises: UserError, RankFailure: as a run's ranks do.
         """
-        out = self.folder / f"{kind}-{next(self.numbers)}.json"
-        words = [f"kind={kind}", f"passes={self.passes.get(kind, 0)}", f"out={out}"]
+        prepared = self.request.prepared
+        words = [f"kind={kind}", f"passes={self.passes.get(kind, 0)}"]
         words += [f"{DEVICES}={devices}", f"{ACCELERATOR}={accelerator}"]
+        words += [*plugins_word(prepared.config.plugins), *prepared.own_words]
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         on_gpus = "cuda" if accelerator == "cuda" else "cpu"
         world = World("elastic", on_gpus, devices, devices, 1)
-        start_ranks(world, self.request.prepared.config.launch, "bench", run_dir, words)
-        result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        result = start_ranks(world, prepared.config.launch, "bench", run_dir, words)
         self.passes.setdefault(kind, int(result["passes"]))
         return Sample(result["time_s"], result["computed"], {})
 

@@ -127,8 +127,8 @@ def _result(request: Request, samples: Samples, predictions: Sequence[Prediction
     notes = [note for note in (busy_note(request.devices),) if note]
     if difference > SAME:
         notes.append(
-            f"the sides do not compute the same: largest relative difference {difference:.1e}; with BatchNorm, "
-            "set trainer.sync_batchnorm=true"
+            f"the losses of the sides differ by up to {difference:.1e}: dropout draws other masks on other ranks, and "
+            "BatchNorm computes the same only with trainer.sync_batchnorm=true"
         )
     if len(request.accelerators) > 1:
         rows, weak = [], []
