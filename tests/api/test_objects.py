@@ -42,6 +42,11 @@ class Net(nn.Module):
         return self.head(self.features(images).mean((2, 3)))
 
 
+class Single(Net):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("as FSDP's")
+
+
 def stairs(step: int, total_steps: int, height: float) -> float:
     return height ** (2 * step // total_steps)
 
@@ -170,6 +175,10 @@ def test_a_network_is_trained_in_place_and_passed_again(in_directory: Path, caps
         ),
         (lambda: trainer.load(run, device="cpu", model=nn.Linear(1, 10)), "does not fit the configuration"),
         (lambda: trainer.load(run, device="cpu", model=3), "is a int, neither"),
+        (
+            lambda: trainer.load(run, device="cpu", model=Single(1, 10)),
+            r"model: cannot be copied \(TypeError: as FSDP's",
+        ),
         (lambda: trainer.evaluate(run, metrics={"f2": metrics["f1"]}), r"metrics\.f2: the run has no metrics\.f2"),
     ):
         with pytest.raises(trainer.UserError, match=named) as caught:

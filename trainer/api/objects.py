@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.config.own_parts import OBJECT, TARGET, find_targets
 from trainer.errors import UserError
+from trainer.parts import first_line
 from trainer.verbs.prepare import PreparedRun
 
 # Called later, with what only the run knows, so they are passed unbuilt.
@@ -92,8 +93,15 @@ class PassedObjects:
                 raise UserError(f"{key}: the run has {has}; its objects can be passed again, not replaced")
 
     def with_copied_model(self) -> dict[str, Any]:
-        """The objects; the caller's network is not changed where a stored run's weights are loaded."""
-        return {key: copy.deepcopy(value) if key == MODEL else value for key, value in self.objects.items()}
+        """The objects; the caller's network is not changed where a stored run's weights are loaded.
+
+        Raises: UserError: it cannot be copied, as after training under a sharding strategy.
+        """
+        try:
+            return {key: copy.deepcopy(value) if key == MODEL else value for key, value in self.objects.items()}
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"model: cannot be copied ({reason})", "pass its class, or a new network") from error
 
 
 def _named(argument: str, objects: Sequence[Any]) -> dict[str, Any]:
