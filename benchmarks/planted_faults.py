@@ -25,6 +25,7 @@ HOME = Path(__file__).resolve().parents[1]
 RANKS = "tests/distributed/test_ranks_agree.py"
 SIGNAL_TO_ONE_RANK = f"{RANKS}::test_a_signal_to_one_rank_stops_all_at_one_step"
 METRICS = "tests/unit/test_metrics.py::test_throughput_is_that_of_a_known_clock"
+AVERAGING = "tests/unit/test_averaging.py"
 QUICK = "tests/distributed/test_strategies_quick.py"
 
 
@@ -160,6 +161,36 @@ FAULTS = {
         "config.trainer.gradient_clip_val or 0.0",
         "config.trainer.gradient_clip_val or 1.0",
         QUICK,
+    ),
+    "the average is not saved as the weights": Fault(
+        "trainer/callbacks/averaging.py",
+        'checkpoint["state_dict"] = {**state, **self.averages}',
+        'checkpoint["state_dict"] = state',
+        f"{AVERAGING}::test_it_is_what_is_evaluated_and_exported",
+    ),
+    "the weights themselves are evaluated, not their average": Fault(
+        "trainer/callbacks/averaging.py",
+        "        _copy(self.averages, tensors)\n",
+        "",
+        f"{AVERAGING}::test_it_is_what_is_evaluated_and_exported",
+    ),
+    "the number of averaged weights is forgotten on resume": Fault(
+        "trainer/callbacks/averaging.py",
+        'self.num_averaged = saved["num_averaged"]',
+        "self.num_averaged = 1",
+        f"{AVERAGING}::test_a_killed_run_resumes_bit_for_bit",
+    ),
+    "the content of init.from is not in the identity": Fault(
+        "trainer/config/identity.py",
+        "sha256:{init.sha256}",
+        "sha256",
+        "tests/unit/test_init.py::test_the_identity_is_the_content_of_the_file",
+    ),
+    "a stored run imports the user's own parts": Fault(
+        "trainer/parts.py",
+        "if target not in _trusted:",
+        "if False:",
+        "tests/unit/test_own_parts.py::test_a_stored_run_imports_nothing_by_itself",
     ),
     "a failed sweep job marked finished": Fault(
         "trainer/verbs/sweep/local.py",
