@@ -135,7 +135,7 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     """Whether a class or function has a parameter of this name; **kwargs are none."""
     try:
         return name in inspect.signature(function).parameters
-    except ValueError:  # some built-in functions tell nothing
+    except ValueError:  # some built-in functions have no signature
         return False
 
 

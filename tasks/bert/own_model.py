@@ -1,4 +1,4 @@
-"""A network of the user's own in place of an encoder: its input, and what it is told when it is built."""
+"""A network of the user's own in place of an encoder: its input, and the facts it is built with."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def _map_texts(node: Any, change: Callable[[str], str]) -> Any:
 
 
 def _missing_member(error: MissingConfigException, overrides: Sequence[Override]) -> UserError:
-    # Hydra tells neither file nor options where a list of members was given.
+    # Hydra names neither file nor options where a list of members was given.
     missing = error.missing_cfg_file or str(error).partition("'")[2].partition("'")[0]
     group, _, member = missing.rpartition("/")
     options = error.options or members_of(group)

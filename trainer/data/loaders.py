@@ -25,7 +25,7 @@ class StepLoader(Generic[B]):
     """One rank's training batches, one per step.
 
     position: returns (epoch, steps of it already done); called at the start of each epoch, so that a resumed one
-    continues at its next step. clock: told when the training loop waits for a batch, and when one is copied.
+    continues at its next step. clock: counts the time that the training loop waits for a batch, and that of its copy.
     """
 
     def __init__(

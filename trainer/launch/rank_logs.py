@@ -12,7 +12,7 @@ from trainer.world import World
 
 
 class RankLog(logging.FileHandler):
-    """The log of a rank, told apart from handlers of a script that calls the trainer."""
+    """The log of a rank; a class of its own distinguishes it from handlers of a script that calls the trainer."""
 
 
 def set_up_rank_logs(run_dir: Path, world: World) -> None:

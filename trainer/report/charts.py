@@ -27,7 +27,7 @@ SECTIONS: tuple[Section, ...] = ("Losses and metrics", "Optimization", "Speed", 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart. part: what tells it from the other lines of its run. run: its position on the page."""
+    """One line of a chart. part: its name among the lines of its run. run: its position on the page."""
 
     run: int
     part: str
