@@ -189,8 +189,8 @@ class _Mark:
 class DeviceClock(StepClock):
     """Counts on a device: a change of state is an event in its current stream.
 
-    What the device has not done yet is counted in the period in which it is found to be done. A caller that needs a period to
-    be complete waits for the device before `take`, as reading a metric does.
+    What the device has not done yet is counted in the period in which it is found to be done. A caller that needs a
+    complete period waits for the device before `take`, as reading a metric does.
     """
 
     def __init__(self, new_event: Callable[[], Event]) -> None:
