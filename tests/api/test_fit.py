@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,15 @@ def test_the_process_is_left_as_it_was(words: list[str], tmp_path: Path) -> None
         logging.root.removeHandler(handler)
         handler.close()
     assert "still written" in (tmp_path / "own.log").read_text()
+
+
+def test_the_log_of_an_earlier_command_is_not_opened_again(in_directory: Path) -> None:
+    earlier = in_directory / "earlier"
+    assert main([*WORDS, f"run.root={earlier}"]) == 0
+    trainer.fit(*WORDS, f"run.root={in_directory / 'later'}")
+    shutil.rmtree(earlier)
+    logging.getLogger("another").warning("its file has gone")
+    assert not earlier.exists()
 
 
 def test_ctrl_c_saves_and_the_same_call_resumes(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from trainer.errors import UserError
 from trainer.faults.signals import STOP_SIGNALS
 from trainer.launch.discover import is_joined
+from trainer.launch.rank_logs import RankLog
 
 _lock = threading.Lock()
 _joined = threading.Event()
@@ -135,7 +136,8 @@ def _loggers() -> Callable[[], None]:
         for logger, level, handlers, propagate in before:
             for added in set(logger.handlers) - set(handlers):
                 added.close()
-            logger.handlers[:] = handlers
+            # A rank log from before is closed now, and a closed file handler opens its file again when it is used.
+            logger.handlers[:] = [each for each in handlers if not isinstance(each, RankLog)]
             logger.setLevel(level)
             logger.propagate = propagate
         if showed_by != logging.__name__:
