@@ -84,6 +84,7 @@ def plain_loop(encoder: Path, train: Path):
     return np.array(found), model.eval()
 
 
+@pytest.mark.slow
 def test_curve_and_model_are_those_of_a_plain_loop(fit, encoder, texts):
     """With dropout, so that even the random draws are the same."""
     run_dir, lines = fit(*RECIPE)
@@ -151,6 +152,7 @@ def check_facts(run_dir, encoder):
     assert record["model"]["pooling"] == "pooler"
 
 
+@pytest.mark.slow
 def test_one_rank_and_two_give_the_same_curve(fit):
     """Also with class weights and with the step cut into micro-batches."""
     words = ["model.dropout=0.0", "task.class_weights=balanced", "trainer.max_epochs=2", *RECIPE[:4]]
