@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint.weights import read_state
 from trainer.run.metrics_file import read_metrics
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -50,11 +51,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
         for key in sorted(shared)
         if own[step][key] != other[step][key]
     ]
-    weights, others = (
-        # Runs of two versions of this project, made above.
-        torch.load(run / "checkpoints" / "last" / "state.ckpt", weights_only=False)["state_dict"]
-        for run in (ours, theirs)
-    )
+    weights, others = (read_state(run / "checkpoints" / "last" / "state.ckpt")["state_dict"] for run in (ours, theirs))
     if weights.keys() != others.keys():
         found.append(f"tensors: {sorted(weights.keys() ^ others.keys())[:3]}")
     found += [name for name in weights.keys() & others.keys() if not torch.equal(weights[name], others[name])]

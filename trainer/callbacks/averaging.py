@@ -19,7 +19,7 @@ Weights = dict[str, Tensor]
 
 
 class WeightAverage(pl.Callback):
-    """Evaluates and saves an average of the weights of all networks; training goes on with the weights themselves.
+    """Evaluates and saves an average of the weights of all networks; training continues with the weights themselves.
 
     A checkpoint's state_dict holds the average, so whatever reads weights from it uses that; the weights themselves are
     beside it for resuming. Lightning's WeightAveraging copies the whole module with its data, and torch's AveragedModel
