@@ -28,6 +28,31 @@ def test_a_signal_while_python_unloads(end: str, code: int) -> None:
     assert subprocess.run([sys.executable, "-c", LATE_SIGNAL + end], check=False).returncode == code
 
 
+UNLOAD_ABORTS = """
+import atexit, ctypes, time, threading
+from concurrent.futures import ThreadPoolExecutor
+from trainer.faults.exit import run_and_exit
+
+libc = ctypes.CDLL(None)
+# As a C++ library that is unloaded while a thread of it runs.
+libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)
+import torch
+
+def write():
+    threading.main_thread().join(0.3)
+    print("thread")
+
+ThreadPoolExecutor().submit(write)
+atexit.register(print, "atexit")
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("run_and_exit(lambda: 0)", 0), ("raise SystemExit(0)", -signal.SIGABRT)])
+def test_threads_and_handlers_end_and_no_library_is_unloaded(end: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", UNLOAD_ABORTS + end], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (code, ["thread", "atexit"])
+
+
 INTERRUPTED_AT_IMPORT = """
 import signal, sys
 

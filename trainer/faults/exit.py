@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -19,8 +20,9 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Call `main` and exit with the code that it returns or raises as SystemExit; 130 after Ctrl-C.
 
-    After a failure only Python's own exit handlers run, such as W&B's: the parent waits for this process before it
-    reacts, unloading torch takes a second, and leaving a process group whose peers are gone takes several.
+    Where torch is loaded, Python's own exit handlers run, such as W&B's, and the process ends before C++ libraries are
+    unloaded. Unloading takes a second, which a parent waits for; leaving a process group whose peers are gone takes
+    several; and a thread of a process group that runs on while its library is unloaded ends the process by SIGABRT.
     """
     try:
         code = main()
@@ -31,13 +33,15 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    # SLURM sends SIGUSR1 ahead of a time limit. There is nothing left to save, and while Python unloads, for about a
-    # second, its own handlers are gone and the signal would kill a process that has done its work.
+    # SLURM sends SIGUSR1 ahead of a time limit. There is nothing left to save, and while Python unloads its own
+    # handlers are gone: the signal would kill a process that has done its work.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # Ctrl-C in that second would print a traceback.
+    # Ctrl-C at that time would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if code == EXIT_DONE or "torch" not in sys.modules:
+    if "torch" not in sys.modules:
         sys.exit(code)
+    if code == EXIT_DONE:
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # joins threads, as sys.exit does
     atexit._run_exitfuncs()
     logging.shutdown()
     sys.stdout.flush()
