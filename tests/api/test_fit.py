@@ -83,6 +83,12 @@ def test_a_result_holds_what_the_run_has_logged(result: trainer.RunResult) -> No
     assert attempt["command"][:2] == ["trainer.fit", SPIRALS_WORDS[0]]
 
 
+def state_after_a_first_call(directory: Path) -> dict[str, Any]:
+    """What a call imports stays, and the closed log of an earlier test's command does not."""
+    trainer.fit(*WORDS, "trainer.max_steps=1", f"run.root={directory / 'first'}")
+    return state_of_the_process()
+
+
 def state_of_the_process() -> dict[str, Any]:
     loggers = [logging.root, *(logging.getLogger(name) for name in ("trainer", "pytorch_lightning", "py.warnings"))]
     return {
@@ -120,8 +126,7 @@ def test_the_process_is_left_as_it_was(words: list[str], tmp_path: Path) -> None
     handler = logging.FileHandler(tmp_path / "own.log")
     logging.root.addHandler(handler)
     try:
-        trainer.fit(*WORDS, "trainer.max_steps=1", f"run.root={tmp_path / 'first'}")  # imports are meant to stay
-        before = state_of_the_process()
+        before = state_after_a_first_call(tmp_path)
         if "val/nothing" in words[0]:
             with pytest.raises(trainer.UserError, match=r"monitor\.metric=val/nothing"):
                 trainer.fit(*WORDS, *words, f"run.root={tmp_path / 'second'}")
@@ -198,7 +203,7 @@ def test_two_ranks_give_the_weights_of_the_command_line(tmp_path: Path, command_
     words = [*WORDS, "trainer.devices=2", "run.name=run"]
     done = command_line(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    before = state_of_the_process()
+    before = state_after_a_first_call(tmp_path)
     result = trainer.fit(*words, f"run.root={tmp_path / 'python'}")
     assert weights(result.run_dir) == weights(tmp_path / "outputs" / "spirals" / "run")
     assert state_of_the_process() == before

@@ -1,9 +1,12 @@
-"""Scaling studies: the arithmetic against independent computations, the rounds, the words, and what a sample is."""
+"""Scaling studies: the arithmetic against independent computations, the rounds, the words, and one real study."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY, SPIRALS_WORDS
 
 from trainer.bench.rounds import AGAIN, Sample, largest_difference, run_rounds
 from trainer.bench.speedup import StepModel, karp_flatt, ratio, ring_all_reduce_s, speed_ups
@@ -125,3 +128,42 @@ def test_wrong_words_are_refused_in_three_lines(
     printed = capsys.readouterr().err
     assert said in printed and len(printed.strip().splitlines()) <= 3
     assert not list(in_directory.iterdir())
+
+
+SPIRALS = [word for word in SPIRALS_WORDS if not word.startswith(("logger=", "trainer.accelerator="))]
+(OF_THE_README,) = re.findall(
+    r"^python -m trainer (bench .*?)  +#", (REPOSITORY / "README.md").read_text(), re.MULTILINE
+)
+STUDIES = {
+    "training": [*OF_THE_README.split(), "mode=strong", "steps=12"],
+    "inference": ["bench", "scaling", "inference", *SPIRALS, "trainer.devices=1,2"],
+    "data": ["bench", "scaling", "data", *SPIRALS, "trainer.devices=1,2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STUDIES)
+def test_a_study_measures_both_sides_and_writes_its_files(
+    kind: str,
+    in_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("trainer.verbs.bench.request.FEWEST_ROUNDS", 2)
+    assert main([*STUDIES[kind], "rounds=2", "out=study"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "study" / "result.json").read_text())
+    assert {name: len(own) for name, own in result["samples"].items() if name in ("1", "2", "1" + AGAIN)} == {
+        "1": 2, "2": 2, "1" + AGAIN: 2,
+    }  # fmt: skip
+    one, two = ([sample["time_s"] for sample in result["samples"][name]] for name in ("1", "2"))
+    assert result["strong"][1]["speed_up"]["value"] == pytest.approx(np.median(one) / np.median(two))
+    computed = [sample["computed"] for name in ("1", "2") for sample in result["samples"][name]]
+    assert all(each.keys() == computed[0].keys() and each for each in computed)
+    # Dropout draws other masks on other ranks.
+    assert result["difference"] < (0.05 if kind == "training" else 1e-6)
+    page = (tmp_path / "study" / "index.html").read_text()
+    assert "Scaling of" in page and not re.search(r"(src|href)=\"http", page)
+    assert (tmp_path / "study" / "scaling.png").stat().st_size > 10_000
+    assert "speed-up" in printed and "round 2/2" in printed
