@@ -54,9 +54,9 @@ class Times:
         self.steps += other.steps
 
     @property
-    def training_s(self) -> float:
-        """Seconds that belong to steps."""
-        return sum(spent for state, spent in self.states.items() if state not in BETWEEN_STEPS) / 1e9
+    def steps_s(self) -> float:
+        """Seconds of the completed steps. What follows the last one, such as the end of training, is not theirs."""
+        return sum(self.steps) / 1e9
 
 
 class _Within:

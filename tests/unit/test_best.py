@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, SPIRALS
+from pytorch_lightning import Trainer
 from watching import run_forked
 
 from trainer.checkpoint.callback import Checkpointing
@@ -202,12 +203,15 @@ def test_evaluating_and_saving_are_not_step_time(in_directory: Path, monkeypatch
     taking(FaultyModule, "training_step", 1.0)
     taking(FaultyModule, "evaluation_step", 100.0)
     taking(CheckpointStore, "commit", 1000.0)
+    taking(Trainer, "_teardown", 10_000.0)
     words = [*WORDS, "run.fresh=true", "run.name=timed"]
     # 30 steps in lines of 4: the last line has two, after the last evaluation.
     assert main([*words, "checkpoint.every_n_steps=3", "trainer.log_every_n_steps=4"]) == 0
     lines = [line for line in read_metrics(RUN.with_name("timed")) if "perf/step_time_s" in line]
     assert [line["step"] for line in lines] == [4, 8, 12, 16, 20, 24, 28, 30]
     assert [line["perf/step_time_s"] for line in lines] == [1.0] * len(lines)
+    batch = lines[0]["perf/samples_per_s"]
+    assert [line["perf/samples_per_s"] for line in lines] == [batch] * len(lines)
 
 
 def test_a_second_ctrl_c_ends_at_once(in_directory: Path, capfd: pytest.CaptureFixture) -> None:

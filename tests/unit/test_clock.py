@@ -77,7 +77,7 @@ def test_every_moment_is_in_one_state() -> None:
     }
     assert times.steps == [10 * MS, 10 * MS]
     assert times.networks == {"model": 13 * MS}
-    assert times.training_s == pytest.approx(0.020)
+    assert times.steps_s == pytest.approx(0.020)
     assert sum(clock.run.values()) == sum(times.states.values())
     assert sum(clock.take().states.values()) == 0
 

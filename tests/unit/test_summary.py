@@ -66,8 +66,8 @@ def test_the_end_shows_paths_and_bests(console: Console, in_directory: Path) -> 
         assert re.search(rf"{re.escape(RUN + place)}$", printed(console), re.MULTILINE), place
     plain = re.sub(r"\x1b\[[\d;]*m", "", printed(console))
     assert "2.0 s of training, 1.0 s before it:\n  forward 75%, evaluation 25%\n" in plain
-    assert "bound by compute (75%): at most 1.3x as fast without evaluation (25%)\n" in plain
-    assert "try trainer.check_val_every_n_epoch=4\n" in plain
+    assert "bound by compute (75%); without evaluation (25%) at most 1.3x as fast\n" in plain
+    assert "try trainer.check_val_every_n_epoch=4 against evaluation\n" in plain
     rows = re.findall(r"│ (\S+) +│ (\S+) +│ (\S*) *│", re.sub(r"\x1b\[[\d;]*m", "", printed(console)))
     assert {name: (last, best) for name, last, best in rows} == {
         "perf/samples_per_s": ("5", ""),

@@ -85,7 +85,6 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     evaluate_after_last_step(trainer, config)
     try:
         _fit(trainer, module, data, origin.state)
-        metrics.log_window(trainer)
         # Lightning counts an epoch that max_steps has cut short as completed, but not where nothing is left to train.
         trainer.fit_loop.epoch_progress.current.completed = metrics.epoch
         model_file = finish(config, trainer, module, data, run_dir, saving.best_step)

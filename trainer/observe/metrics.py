@@ -87,6 +87,13 @@ class TrainingMetrics(pl.Callback):
         if trainer.global_step % self.log_every_n_steps == 0:
             self.log_window(trainer)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log what is left, also where a run resumes after its last step.
+
+        The last checkpoint has been saved: it holds this window, which a longer run continues.
+        """
+        self.log_window(trainer)
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -123,8 +130,7 @@ class TrainingMetrics(pl.Callback):
                 self.sums = sums.sum(0) * (trainer.global_rank == 0)
 
     def log_window(self, trainer: pl.Trainer) -> None:
-        """Log the window, if it has any step, and begin another. Called on all ranks: by the engine for what is left
-        at the end, since Lightning calls no hook for a run that resumes after its last step."""
+        """Log the window, if it has any step, and begin another. Called on all ranks."""
         if self.sums is None:
             return
         device = trainer.strategy.root_device
@@ -137,7 +143,7 @@ class TrainingMetrics(pl.Callback):
         metrics["epoch"] = float(self.epoch)
         metrics |= {name: float(value) for name, value in self.optim.items()}
         rates = {n.removeprefix(RATE_PREFIX): v for n, v in totals.items() if n.startswith(RATE_PREFIX)}
-        metrics |= step_metrics(times, ranks) | self._throughput(trainer, device, rates, times.training_s)
+        metrics |= step_metrics(times, ranks) | self._throughput(trainer, device, rates, times.steps_s)
         self.latest = metrics
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)

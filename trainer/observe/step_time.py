@@ -52,7 +52,7 @@ def step_metrics(times: Times, ranks: RankTimes) -> dict[str, float]:
     """The metrics of a period. Args: times: of this rank. ranks: of all."""
     steps = sorted(spent / 1e9 for spent in times.steps)
     metrics = {
-        "perf/step_time_s": times.training_s / len(steps),
+        "perf/step_time_s": times.steps_s / len(steps),
         "perf/step_time_p50_s": _quantile(steps, 0.5),
         "perf/step_time_p95_s": _quantile(steps, 0.95),
         "perf/step_time_max_s": steps[-1],

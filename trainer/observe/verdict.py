@@ -49,11 +49,11 @@ class Verdict:
     def lines(self) -> list[str]:
         """Two lines for the terminal, each at most 80 characters."""
         name = f"{self.bound} {self.rank}" if self.bound == "slow rank" else self.bound
-        limit = f"without {self.target} ({self.target_share:.0%})"
+        limit, against = f"without {self.target} ({self.target_share:.0%})", f" against {self.target}"
         if self.target == self.bound:
-            limit = "at the speed of matrix products" if self.target == "compute" else "without it"
-        gain = "" if self.gain is None else f": at most {self.gain:.2g}x as fast {limit}"
-        return [f"bound by {name} ({self.share:.0%}){gain}", f"try {self.advice}"]
+            limit, against = "at the speed of matrix products" if self.target == "compute" else "without it", ""
+        gain = "" if self.gain is None else f"; {limit} at most {self.gain:.2g}x as fast"
+        return [f"bound by {name} ({self.share:.0%}){gain}", f"try {self.advice}{against}"]
 
 
 def parts_of(ranks: RankTimes) -> dict[Part, float]:
