@@ -42,6 +42,8 @@ IMPORTED = (
     "datasets",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
+    "bokeh.embed",
+    "bokeh.models",
     "wandb",
 )
 

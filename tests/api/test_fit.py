@@ -67,7 +67,8 @@ def test_weights_are_those_of_the_command_line_bit_for_bit(
 def test_a_result_holds_what_the_run_has_logged(result: trainer.RunResult) -> None:
     lines = read_metrics(result.run_dir)
     assert result.status == "finished"
-    assert (result.run_dir / "report.html").parent.name == only_run(result.run_dir.parents[1]).name
+    assert result.run_dir.name == only_run(result.run_dir.parents[1]).name
+    assert "Figure" in (result.run_dir / "report.html").read_text()
     last: dict[str, float] = {}
     for line in lines:
         last |= {name: value for name, value in line.items() if name not in ("step", "epoch")}

@@ -238,11 +238,14 @@ def test_a_running_run_and_a_torn_last_line_are_reported(tmp_path: Path) -> None
 
 
 def test_what_bounds_a_run_is_a_key_figure(tmp_path: Path) -> None:
-    verdict = {"bound": "data", "share": 0.62, "advice": "performance.prefetch_batches=4"}
+    verdict = {"bound": "data", "share": 0.62, "target": "data", "advice": "performance.prefetch_batches=4"}
     run = write_run(tmp_path / "run", time={"verdict": verdict})
     assert main(["report", f"run={run}"]) == 0
     page = (run / "report.html").read_text()
-    assert "data 62%" in page and "try performance.prefetch_batches=4" in page
+    assert "data 62%" in page and "try performance.prefetch_batches=4<" in page
+    write_run(tmp_path / "other", time={"verdict": {**verdict, "target": "host"}})
+    assert main(["report", f"run={tmp_path / 'other'}"]) == 0
+    assert "try performance.prefetch_batches=4 against host" in (tmp_path / "other" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("value", [None, "a word", [1], {}], ids=str)

@@ -51,6 +51,8 @@ from trainer.world import World
 def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World, run_dir: Path) -> Outcome:
     """Train the run in `run_dir`, from its newest checkpoint where there is one. Called on all ranks.
 
+    Rank 0 records how it ended, unless it raises.
+
     Args: mapping: the configuration as written to config.yaml.
     Raises: UserError: the data, the model or the device is not as configured, or the run cannot be resumed.
         StopRequested: a signal has stopped the run.
@@ -91,10 +93,13 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     except StopRequested:
         finish_loggers(loggers, 1, None)
         raise
-    places = finish_loggers(loggers, 0, model_file)
     cause, account = _cause(trainer), close_account(clock, config, world.accelerator, metrics.efficiency())
     if trainer.is_global_zero:
         record.update(time=account.as_record(), peak_flops_per_s=asdict(metrics.peaks) if metrics.peaks else None)
+        record.end_attempt("finished", cause)
+        if not config.trainer.fast_dev_run:
+            _write_report(run_dir)
+        places = finish_loggers(loggers, 0, model_file)
         console.print(cause, highlight=False)
         print_summary(console, run_dir, config, account, places)
     return Outcome(run_dir, "finished", cause)
@@ -145,6 +150,13 @@ def finish(
             write_weights(state["state_dict"], path)
         module.write_results(run_dir, state["state_dict"])
     return path
+
+
+def _write_report(run_dir: Path) -> None:
+    # Bokeh, which nothing else of a run needs, takes a third of a second to import.
+    from trainer.report.page import write_final_report
+
+    write_final_report(run_dir)
 
 
 def _cause(trainer: pl.Trainer) -> str:

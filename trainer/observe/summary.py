@@ -14,7 +14,7 @@ from rich.text import Text
 from trainer.config.own_parts import OBJECT, TARGET, own_targets
 from trainer.config.schema import Config
 from trainer.observe.account import Account
-from trainer.run.files import CURVES_FILE, HF_DIR, METRICS_FILE, MODEL_FILE, PROFILE_DIR
+from trainer.run.files import CURVES_FILE, HF_DIR, METRICS_FILE, MODEL_FILE, PROFILE_DIR, REPORT_FILE
 from trainer.run.metrics_file import read_metrics
 from trainer.world import World
 
@@ -65,6 +65,7 @@ def print_summary(console: Console, run_dir: Path, config: Config, account: Acco
     for line in account.lines():
         _print(console, line)
     files = {"run": "", "curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
+    files |= {"report": REPORT_FILE} if (run_dir / REPORT_FILE).exists() else {}
     files |= {"profile": PROFILE_DIR} if config.trainer.profiler else {}
     files |= {"hf": HF_DIR} if (run_dir / HF_DIR).exists() else {}
     for name, place in {**{name: str(run_dir / file) for name, file in files.items()}, **places}.items():

@@ -151,7 +151,9 @@ def key_figures(run: RunData) -> list[Figure]:
     verdict = mapping_in(mapping_in(run.record, "time"), "verdict")
     share = verdict.get("share")
     if isinstance(share, float):
-        figures.append(Figure("bound by", f"{verdict.get('bound')} {share:.0%}", f"try {verdict.get('advice')}"))
+        bound, target = verdict.get("bound"), verdict.get("target")
+        against = f" against {target}" if target not in (None, bound) else ""
+        figures.append(Figure("bound by", f"{bound} {share:.0%}", f"try {verdict.get('advice')}{against}"))
     parameters = num_parameters(run)
     if parameters is not None:
         figures.append(Figure("parameters", f"{parameters:,}", group_name(run, "model")))

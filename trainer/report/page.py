@@ -53,7 +53,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
 
 
 def write_final_report(run_dir: Path) -> None:
-    """Write report.html into a run directory at the end of an attempt; a failure is logged and ends no run."""
+    """Write report.html into the directory of a finished run; a failure is logged and ends no run."""
     try:
         write_report([run_dir], run_dir / REPORT_FILE)
     except UserError as error:

@@ -106,7 +106,7 @@ def fit_joined(prepared: PreparedRun) -> Outcome:
 
 
 def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> Outcome:
-    """Train on this rank, inside its process group; rank 0 records how the attempt ended."""
+    """Train on this rank, inside its process group; rank 0 records a stop."""
     from trainer.engine.train import train
     from trainer.faults.stop import StopRequested
 
@@ -116,15 +116,15 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> Outcome:
         if prepared.config.run.print_config:
             print(OmegaConf.to_yaml(OmegaConf.create(prepared.mapping)), end="", flush=True)
     try:
-        outcome = train(prepared.config, prepared.mapping, prepared.task, world, run_dir)
+        return train(prepared.config, prepared.mapping, prepared.task, world, run_dir)
     except StopRequested as request:
-        outcome = Outcome(run_dir, "stopped", f"on request {request}")
-        # Elastic ends a rank by the same signal where another one has failed: the parent knows.
-        if world.rank == 0 and world.launcher != "elastic":
-            _print_stop(outcome.cause)
+        cause = f"on request {request}"
     if world.rank == 0:
-        Record(run_dir).end_attempt(outcome.status, outcome.cause)
-    return outcome
+        # Elastic ends a rank by the same signal where another one has failed: the parent knows.
+        if world.launcher != "elastic":
+            _print_stop(cause)
+        Record(run_dir).end_attempt("stopped", cause)
+    return Outcome(run_dir, "stopped", cause)
 
 
 def _report_restart(run_dir: Path) -> None:
