@@ -61,7 +61,7 @@ def test_the_default_run_has_the_directory_that_the_readme_shows(command_line: C
     """The whole default run, to the accuracy that is promised; then eval on it, as the README says."""
     assert command_line("task=cnn", timeout_s=280).returncode == 0
     run = tmp_path / RUN
-    (listed,) = re.findall(r"outputs/cnn/[\w-]+/\n +(config\.yaml .*)", (REPOSITORY / "README.md").read_text())
+    (listed,) = re.findall(r"outputs/cnn/[\w-]+/\n +(config\.yaml .*)", README)
     assert {file.name for file in run.iterdir()} >= {name.rstrip("/") for name in listed.split()} - {"wandb"}
     done = command_line("eval", f"run={RUN}")
     assert done.returncode == 0, done.stderr

@@ -133,6 +133,7 @@ def _loggers() -> Callable[[], None]:
     showed_by = warnings.showwarning.__module__
 
     def restore() -> None:
+        """Close the handlers that were added, and give back the others."""
         for logger, level, handlers, propagate in before:
             for added in set(logger.handlers) - set(handlers):
                 added.close()

@@ -239,6 +239,7 @@ def _written(node: Any, raw: Any, read: set[str]) -> Any:
     """A container as it is written. Args: raw: the same one unresolved. read: names of variables, as recorded."""
 
     def value(key: Any) -> Any:
+        """The reference where a variable of the environment was read, else the resolved value."""
         if isinstance(raw[key], (dict, list)):
             return _written(node[key], raw[key], read)
         if not isinstance(raw[key], str) or "${" not in raw[key]:

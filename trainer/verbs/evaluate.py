@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,10 @@ def evaluate_on_rank(prepared: PreparedRun, run_dir: Path, arguments: Sequence[s
 
 def _choose(prepared: PreparedRun, run_dir: Path, checkpoint: str | None) -> Subject:
     """What to evaluate, decided by rank 0. Called on all ranks."""
+    from trainer.collectives import decide_on_rank_0
 
     def choose() -> dict[str, Any]:
+        """Weights file, label and changed keys, as JSON."""
         own, asked = identity(read_stored_config(run_dir).config), identity(prepared.config)
         changed = {key: asked.get(key) for key in sorted({*own, *asked}) if own.get(key) != asked.get(key)}
         if checkpoint is None:
@@ -86,7 +88,7 @@ def _choose(prepared: PreparedRun, run_dir: Path, checkpoint: str | None) -> Sub
         label = found.stem if is_own else f"{found.stem}-{hash8(str(found))}"
         return {"weights": str(weights_file(found)), "label": label, "changed": changed}
 
-    choice = _decide_on_rank_0(prepared.world.rank, choose)
+    choice = decide_on_rank_0(choose)
     return Subject(Path(choice["weights"]), choice["label"], choice["changed"])
 
 
@@ -98,22 +100,6 @@ def _final_weights(run_dir: Path) -> Path:
             "to evaluate it as it is, name a checkpoint: checkpoint=best or checkpoint=last",
         )
     return path
-
-
-def _decide_on_rank_0(rank: int, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What rank 0 decides, on every rank; its UserError is raised on every rank too."""
-    from trainer.collectives import broadcast_json
-
-    choice: dict[str, Any] = {}
-    if rank == 0:
-        try:
-            choice = decide()
-        except UserError as error:
-            choice = {"error": error.lines}
-    choice = broadcast_json(choice)
-    if "error" in choice:
-        raise UserError(*choice["error"])
-    return choice
 
 
 def _report(subject: Subject, run_dir: Path, data_name: str, metrics: Mapping[str, float]) -> None:
