@@ -82,4 +82,5 @@ VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "help": _verb("help", "help_verb"),
     "report": _verb("report", "report"),
     "bench": _verb("bench", "bench"),
+    "sync": _verb("sync", "sync"),
 }

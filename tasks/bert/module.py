@@ -232,7 +232,7 @@ class BertModule(SupervisedModule[BertConfig]):
         assert self.data.labels.names is not None
         folder = Path(self.trainer.default_root_dir) / SAMPLES_FOLDER
         picture = write_confusion(matrix, self.data.labels.names, folder, f"confusion-{prefix}")
-        log_image(self.trainer, f"{prefix}/confusion", picture)
+        log_image(self.trainer, picture)
 
     def _metrics(self, prefix: str) -> TextMetrics:
         metrics = self.metrics[prefix]

@@ -45,7 +45,7 @@ class ClassReport(pl.Callback):
         write_per_class(confusion, self.class_names, directory / f"per_class_{name}.csv")
         picture = directory / f"confusion_{name}.png"
         plot_confusion(confusion, self.class_names, f"{name}, step {trainer.global_step}", picture)
-        log_image(trainer, f"{name}/confusion", picture)
+        log_image(trainer, picture)
 
 
 def write_per_class(confusion: Tensor, class_names: list[str], path: Path) -> None:

@@ -58,7 +58,7 @@ class SampleGrids(pl.Callback):
             self._write(trainer)
         if trainer.is_global_zero:
             over_time(_grid_path(trainer).parent, self.size)
-            log_image(trainer, "samples/over_time", _grid_path(trainer).parent / "strip.png")
+            log_image(trainer, _grid_path(trainer).parent / "strip.png")
 
     def _missing(self, trainer: pl.Trainer) -> bool:
         """Whether there is no grid of this step, as rank 0 sees it: drawing one is collective."""
@@ -70,7 +70,7 @@ class SampleGrids(pl.Callback):
         if trainer.is_global_zero:
             path = _grid_path(trainer)
             save_grid(images, path)
-            log_image(trainer, "samples", path)
+            log_image(trainer, path)
         return images.float().std(0, unbiased=False).mean().item()
 
 

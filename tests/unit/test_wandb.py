@@ -10,6 +10,7 @@ from conftest import SPIRALS_WORDS
 from trainer.cli import main
 from trainer.config.loggers import WandbLoggerConfig
 from trainer.observe.wandb import build_wandb_logger, can_reach_wandb, finish_wandb
+from trainer.run.files import write_json
 from trainer.run.record import Record
 
 CONFIG = WandbLoggerConfig(project="letters", entity=None, group="sizes", tags=["a", "b"], notes="why", mode="auto")
@@ -22,7 +23,8 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_run_has_what_the_configuration_says(no_key: None, tmp_path: Path) -> None:
-    logger = build_wandb_logger(CONFIG, {"seed": 3}, tmp_path, "0badcafe")
+    write_json(tmp_path / "run.json", {"wandb_id": "0badcafe"})
+    logger = build_wandb_logger(CONFIG, {"seed": 3}, Record(tmp_path))
     experiment = logger.experiment
     assert experiment.offline
     assert (experiment.id, experiment.project, experiment.group) == ("0badcafe", "letters", "sizes")
@@ -30,9 +32,8 @@ def test_a_run_has_what_the_configuration_says(no_key: None, tmp_path: Path) -> 
     assert (experiment.notes, experiment.name) == ("why", tmp_path.name)
     assert experiment.config["seed"] == 3
     logger.log_metrics({"train/loss": 1.0}, step=5)
-    where = finish_wandb(logger, 0, None)
-    assert where.startswith("wandb sync ")
-    assert list(Path(where.removeprefix("wandb sync ")).glob("*.wandb"))
+    assert finish_wandb(logger, 0, finished=True) == f"python -m trainer sync run={tmp_path}"
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_a_key_without_a_route_is_offline(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

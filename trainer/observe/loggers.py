@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from trainer.config.loggers import CSVLoggerConfig, MLflowLoggerConfig, TensorBoardLoggerConfig, WandbLoggerConfig
 from trainer.config.own_parts import OwnLoggerConfig
@@ -32,7 +32,7 @@ def _build(name: str, config: LoggerConfig, mapping: Mapping[str, Any], record: 
     if isinstance(config, WandbLoggerConfig):
         from trainer.observe.wandb import build_wandb_logger
 
-        return build_wandb_logger(config, dict(mapping), run_dir, record.read()["wandb_id"])
+        return build_wandb_logger(config, mapping, record)
     if isinstance(config, CSVLoggerConfig):
         return CSVLogger(run_dir, name="csv")
     if isinstance(config, TensorBoardLoggerConfig):
@@ -59,14 +59,13 @@ def _build_mlflow_logger(config: MLflowLoggerConfig, record: Record) -> Logger:
 
 def finish_loggers(loggers: Sequence[Logger], exit_code: int, model_file: Path | None) -> dict[str, str]:
     """End W&B's run; the others end with Lightning's Trainer. Returns: where each shows the run, by its name."""
-    from pytorch_lightning.loggers import WandbLogger
-
     places = {}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            from trainer.observe.wandb import finish_wandb
+            from trainer.observe.wandb import StepLogger, finish_wandb
 
-            places["W&B"] = finish_wandb(logger, exit_code, model_file)
+            if isinstance(logger, StepLogger):
+                places["W&B"] = finish_wandb(logger, exit_code, finished=model_file is not None)
         elif not isinstance(logger, JsonlLogger) and logger.log_dir is not None:
             places[str(logger.name)] = str(logger.log_dir)
     return places

@@ -1,72 +1,65 @@
-"""Weights & Biases: one run on rank 0, which never ends or delays training."""
+"""Weights & Biases while a run trains: one run on rank 0, which never ends or delays training."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import wandb
+from pytorch_lightning.loggers import WandbLogger
 
 from trainer.config.credentials import has_wandb_key
 from trainer.config.loggers import WandbLoggerConfig
-from trainer.config.secrets import redact_words
 from trainer.network import route_problem
-
-if TYPE_CHECKING:
-    from pytorch_lightning.loggers import WandbLogger
+from trainer.observe.wandb_run import files_of_run, finish_run, log_artifacts, start_run, upload_rows
+from trainer.run.record import Record
 
 log = logging.getLogger(__name__)
 
 
-def build_wandb_logger(config: WandbLoggerConfig, mapping: dict[str, Any], run_dir: Path, wandb_id: str) -> WandbLogger:
-    """Build Lightning's logger; online or offline is decided here, since wandb raises after 90 s without a server.
+class StepLogger(WandbLogger):
+    """W&B's own step is the optimizer step, and a row holds everything that is logged at a step.
 
-    Args: mapping: the configuration as written to config.yaml, secrets as references. wandb_id: from the record, so
-        that a resumed run continues its curves.
+    Lightning's logger counts calls instead, so that a resumed run would log the steps since its checkpoint again. Here
+    a step that the server has is left out, and a row is sent when it is complete: W&B adds nothing to an earlier one.
     """
-    import wandb
-    from pytorch_lightning.loggers import WandbLogger
 
+    def __init__(self, run_dir: Path, run: wandb.Run) -> None:
+        super().__init__(save_dir=str(run_dir), experiment=run, log_model=False)
+        self.run_dir, self.run = run_dir, run
+        self.step = self.first_step = max(run.starting_step, run.step)
+        self.row: dict[str, Any] = {}
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add to the row of a step. Args: step: None for that of the last call."""
+        if step is not None and step != self.step:
+            self.send_row()
+            self.step = step
+        self.row.update(metrics)
+
+    def send_row(self) -> None:
+        """Send what was logged at the last step."""
+        if self.row and self.step >= self.first_step:
+            self.run.log(self.row, step=self.step, commit=True)
+        self.row = {}
+
+
+def build_wandb_logger(config: WandbLoggerConfig, mapping: Mapping[str, Any], record: Record) -> StepLogger:
+    """Start W&B's run; online or offline is decided here, since wandb raises after 90 s without a server.
+
+    Online, the steps that the server lacks are uploaded first: those of an offline attempt, and those of a killed one
+    that were not sent yet. Args: mapping: the configuration as written to config.yaml, secrets as references.
+    """
+    run_dir = record.directory
     online = config.mode == "online" or (config.mode == "auto" and can_reach_wandb())
     (run_dir / "wandb").mkdir(exist_ok=True)
-    # The run's place is printed at the end; wandb's own banner would break the progress bar.
-    os.environ.setdefault("WANDB_SILENT", "true")
-    with _redacted_command_line():
-        # Started here because Lightning passes an argument that makes wandb print a warning.
-        run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            group=config.group,
-            tags=config.tags,
-            notes=config.notes,
-            name=run_dir.name,
-            id=wandb_id,
-            resume="allow",
-            # Absolute: the files are written by wandb's service, which keeps the directory that it was started in.
-            dir=str(run_dir.resolve()),
-            mode="online" if online else "offline",
-            config=mapping,
-            # The record has the commit; uncommitted changes may hold what is not meant to be shared.
-            settings=wandb.Settings(console="off", silent=True, save_code=False, disable_code=True),
-        )
-    # One step axis for all metrics, as Lightning defines it for runs that it starts.
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(save_dir=str(run_dir), experiment=run, log_model=False)
-
-
-@contextmanager
-def _redacted_command_line() -> Iterator[None]:
-    """wandb records sys.argv by itself and has no setting against it alone."""
-    before = sys.argv
-    sys.argv = redact_words(before)
-    try:
-        yield
-    finally:
-        sys.argv = before
+    run = start_run(config, mapping, record, run_dir, online)
+    if online:
+        upload_rows(run, run_dir, finished=False)
+    return StepLogger(run_dir, run)
 
 
 def can_reach_wandb() -> bool:
@@ -81,18 +74,16 @@ def can_reach_wandb() -> bool:
     return problem is None
 
 
-def finish_wandb(logger: WandbLogger, exit_code: int, model: Path | None) -> str:
-    """End the W&B run; online, the final model is uploaded as an artifact of type model.
+def finish_wandb(logger: StepLogger, exit_code: int, finished: bool) -> str:
+    """End the W&B run. Online, a finished one gets the pictures and tables of its directory, and artifacts.
 
     Returns: the run's address, or the command that uploads an offline run.
     """
-    experiment = logger.experiment
-    if model is not None and not experiment.offline:
-        import wandb
-
-        artifact = wandb.Artifact(f"model-{experiment.id}", type="model")
-        artifact.add_file(str(model))
-        experiment.log_artifact(artifact)
-    where = f"wandb sync {Path(experiment.dir).parent}" if experiment.offline else str(experiment.url)
-    experiment.finish(exit_code=exit_code)
+    run = logger.run
+    if finished and not run.offline:
+        logger.log_metrics(files_of_run(logger.run_dir))
+        log_artifacts(run, logger.run_dir)
+    logger.send_row()
+    where = f"python -m trainer sync run={logger.run_dir}" if run.offline else str(run.url)
+    finish_run(run, logger.run_dir, exit_code)
     return where

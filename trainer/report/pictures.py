@@ -6,18 +6,14 @@ import base64
 import csv
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer.run.files import CURVES_FILE
+from trainer.run.media import TYPES, find_pictures, find_tables
 
-TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
-FOLDERS = (".", "samples")
-OF_A_STEP = re.compile(r"^(?P<series>.*?)-?step-(?P<step>\d+)$")
-TABLES = ("predictions*.csv", "predictions*.jsonl", "examples*.csv", "examples*.jsonl", "per_class_*.csv")
 MAX_FRAMES, MAX_PICTURES = 24, 12
 MAX_BYTES = 8 * 2**20  # of all pictures of a run
 MAX_ROWS, MAX_CELL = 20, 300
@@ -72,7 +68,7 @@ def read_gallery(run_dir: Path, max_frames: int = MAX_FRAMES) -> Gallery:
             continue
         room -= size
         gallery.albums.append(Album(title, tuple(Frame(caption, _url(path)) for caption, path in frames)))
-    for file in _tables(run_dir):
+    for file in find_tables(run_dir):
         table = _read_table(file)
         if table is None:
             gallery.left_out.append(file.name)
@@ -85,23 +81,12 @@ def _found(run_dir: Path) -> tuple[list[Path], dict[str, list[tuple[str, Path]]]
     """Returns: pictures on their own, and (caption, file) in the order of steps by the name of a series."""
     singles: list[Path] = []
     series: dict[str, list[tuple[str, Path]]] = {}
-    for folder in FOLDERS:
-        for path in sorted((run_dir / folder).glob("*")):
-            # The page draws the curves itself.
-            if path.suffix.lower() not in TYPES or path.name == CURVES_FILE or not _is_own(path):
-                continue
-            match = OF_A_STEP.match(path.stem)
-            if match is None:
-                singles.append(path)
-            else:
-                title = match["series"] or ("samples" if folder == "." else folder)
-                series.setdefault(title, []).append((f"step {int(match['step']):,}", path))
+    for found in find_pictures(run_dir):
+        if found.step is not None:
+            series.setdefault(found.series, []).append((f"step {found.step:,}", found.path))
+        elif found.path.name != CURVES_FILE:  # the page draws the curves itself
+            singles.append(found.path)
     return singles, series
-
-
-def _is_own(path: Path) -> bool:
-    """Whether this is a file of the run: a link may lead to any file of the machine."""
-    return path.is_file() and not path.is_symlink()
 
 
 def _evenly(items: Sequence[Any], count: int) -> list[Any]:
@@ -114,16 +99,6 @@ def _evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 def _url(path: Path) -> str:
     return f"data:{TYPES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _tables(run_dir: Path) -> list[Path]:
-    return [
-        path
-        for folder in FOLDERS
-        for pattern in TABLES
-        for path in sorted((run_dir / folder).glob(pattern))
-        if _is_own(path)
-    ]
 
 
 def _read_table(path: Path) -> Table | None:

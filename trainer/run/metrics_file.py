@@ -17,6 +17,14 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def metric_rows(run_dir: Path) -> dict[int, dict[str, float]]:
+    """What was logged at each step, in the order of steps; of a metric that was logged twice, the last value."""
+    rows: dict[int, dict[str, float]] = {}
+    for line in read_metrics(run_dir):
+        rows.setdefault(line.pop("step"), {}).update(line)
+    return dict(sorted(rows.items()))
+
+
 def flush_metrics(run_dir: Path) -> int:
     """Flush metrics.jsonl to disk. Returns: its size in bytes, 0 where nothing was logged yet."""
     path = run_dir / METRICS_FILE

@@ -208,6 +208,18 @@ Arguments:
   port=N               with --serve: the port; 0, the default, takes a free one""",
         [f"report run={RUN}", "report --serve root=outputs"],
     ),
+    "sync": VerbHelp(
+        "upload a run to Weights & Biases",
+        "sync run=DIR [run=DIR ...]",
+        """\
+Arguments:
+  run=DIR              the run's directory; several are uploaded one after the other
+
+All attempts become one W&B run under the id in run.json: every logged step once, and only the steps that the server does
+not have. Pictures, tables of predictions, report.html, profile/ and the model go with them. It needs a key (wandb login, or
+WANDB_API_KEY) and a server (WANDB_BASE_URL, https://api.wandb.ai without it). docs/wandb.md says more.""",
+        [f"sync run={RUN}"],
+    ),
     "bench": VerbHelp(
         "measure what more devices bring to training, inference or data loading",
         "bench scaling [training|inference|data] trainer.devices=1,2 [KEY=VALUE | GROUP=MEMBER ...]",

@@ -1,0 +1,158 @@
+"""A run directory as a run of Weights & Biases: its start, rows of metrics with pictures and tables, and artifacts."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas
+import wandb
+
+from trainer.config.loggers import WandbLoggerConfig
+from trainer.config.secrets import redact_words
+from trainer.run.files import MODEL_FILE, PROFILE_DIR, REPORT_FILE
+from trainer.run.media import find_pictures, find_tables, section_name
+from trainer.run.metrics_file import metric_rows
+from trainer.run.record import Record
+
+MAX_TABLE_ROWS = 1000
+LOSSES = ("train/loss", "val/loss")
+# Files and folders that are artifacts, by the type that they have in W&B.
+ARTIFACTS: Mapping[str, str] = {"model": MODEL_FILE, "report": REPORT_FILE, "profile": PROFILE_DIR}
+
+
+def start_run(
+    config: WandbLoggerConfig, mapping: Mapping[str, Any], record: Record, directory: Path, online: bool, **settings: Any
+) -> wandb.Run:
+    """Start W&B's run of a run directory, or continue it.
+
+    Args: mapping: the configuration as written to config.yaml, secrets as references. directory: for wandb's own files.
+        settings: more of wandb.Settings. Raises: wandb.Error: the server refuses the key or the run.
+    """
+    # The run's place is printed at the end; wandb's own banner would break the progress bar.
+    os.environ.setdefault("WANDB_SILENT", "true")
+    with _redacted_command_line():
+        run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            group=config.group,
+            tags=config.tags,
+            notes=config.notes,
+            name=record.directory.resolve().name,
+            id=_wandb_id(record),
+            resume="allow",
+            # Absolute: the files are written by wandb's service, which keeps the directory that it was started in.
+            dir=str(directory.resolve()),
+            mode="online" if online else "offline",
+            config=dict(mapping),
+            # The record has the commit; uncommitted changes may hold what is not meant to be shared.
+            settings=wandb.Settings(console="off", silent=True, save_code=False, disable_code=True, **settings),
+        )
+    _define_summaries(run, mapping.get("monitor") or {})
+    return run
+
+
+def _wandb_id(record: Record) -> str:
+    """The id in the record, so that a resumed run continues its curves. Under `wandb agent` it becomes the agent's,
+    since the sweep waits for a run of that id."""
+    agents, recorded = os.environ.get("WANDB_RUN_ID"), record.read()["wandb_id"]
+    if agents is None or "WANDB_SWEEP_ID" not in os.environ or agents == recorded:
+        return recorded
+    record.update(wandb_id=agents)
+    return agents
+
+
+@contextmanager
+def _redacted_command_line() -> Iterator[None]:
+    """wandb records sys.argv by itself and has no setting against it alone."""
+    before = sys.argv
+    sys.argv = redact_words(before)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _define_summaries(run: wandb.Run, monitor: Mapping[str, Any]) -> None:
+    """The summary has the best value beside the last one, of losses and of the metric that chooses the weights."""
+    for losses in LOSSES:
+        run.define_metric(f"{losses}*", summary="min,last")
+    if monitor:
+        run.define_metric(monitor["metric"], summary=f"{monitor['mode']},last")
+
+
+def finish_run(run: wandb.Run, run_dir: Path, exit_code: int) -> None:
+    """End W&B's run with a summary of all attempts: a resumed run of wandb finds the best of its own rows only."""
+    monitor = dict(run.config).get("monitor") or {"metric": None}
+    values: dict[str, list[float]] = {}
+    for row in metric_rows(run_dir).values():
+        for name, value in row.items():
+            if (name.startswith(LOSSES) or name == monitor["metric"]) and not math.isnan(value):
+                values.setdefault(name, []).append(value)
+    for name, all_values in values.items():
+        mode = monitor["mode"] if name == monitor["metric"] else "min"
+        run.summary[name] = {mode: (max if mode == "max" else min)(all_values), "last": all_values[-1]}
+    run.finish(exit_code=exit_code)
+
+
+def upload_rows(run: wandb.Run, run_dir: Path, *, finished: bool, growing: bool = False) -> tuple[int, int]:
+    """Log the rows of all steps after the last one that the server has, with the pictures of each step.
+
+    Args: finished: the last row gets the pictures and tables of the whole run. growing: the run is training, and may
+        not have logged all of its last step.
+    Returns: (rows sent, rows of the run).
+    """
+    rows: dict[int, dict[str, Any]] = {**metric_rows(run_dir)}
+    if growing and rows:
+        rows.pop(max(rows))
+    last = max(rows, default=-1)
+    for picture in find_pictures(run_dir):
+        # A later one was drawn after the checkpoint at which the run goes on, and will be drawn again.
+        if picture.step is not None and run.starting_step <= picture.step <= last:
+            row = rows.setdefault(picture.step, {})
+            row[section_name(picture.path, run_dir)] = wandb.Image(str(picture.path))
+    missing = sorted(step for step in rows if step >= run.starting_step)
+    if finished and missing:
+        rows[missing[-1]] |= files_of_run(run_dir)
+    for step in missing:
+        run.log(rows[step], step=step, commit=True)
+    return len(missing), len(rows)
+
+
+def files_of_run(run_dir: Path) -> dict[str, Any]:
+    """Pictures that belong to no single step, and tables, by their names in W&B. A damaged table is left out."""
+    pictures = [each.path for each in find_pictures(run_dir) if each.step is None]
+    files: dict[str, Any] = {section_name(path, run_dir): wandb.Image(str(path)) for path in pictures}
+    for path in find_tables(run_dir):
+        table = _table(path)
+        if table is not None:
+            files[section_name(path, run_dir)] = table
+    return files
+
+
+def _table(path: Path) -> wandb.Table | None:
+    try:
+        if path.suffix == ".csv":
+            return wandb.Table(dataframe=pandas.read_csv(path, nrows=MAX_TABLE_ROWS))
+        return wandb.Table(dataframe=pandas.read_json(path, lines=True, nrows=MAX_TABLE_ROWS))
+    except ValueError:
+        return None
+
+
+def log_artifacts(run: wandb.Run, run_dir: Path) -> None:
+    """Upload the final model, the report and the profile, where they are; the server keeps one of the same content."""
+    for kind, file in ARTIFACTS.items():
+        path = run_dir / file
+        if not path.exists():
+            continue
+        artifact = wandb.Artifact(f"{kind}-{run.id}", type=kind)
+        if path.is_dir():
+            artifact.add_dir(str(path))
+        else:
+            artifact.add_file(str(path))
+        run.log_artifact(artifact)
