@@ -4,8 +4,8 @@
         ...
         server.history("0badcafe")
 
-It answers by the name of the GraphQL operation. A history is kept by offset, as W&B's server keeps it: a line that is sent
-to an offset again replaces what was there.
+It answers by the name of the GraphQL operation. A history is kept by offset, as W&B's server keeps it: a line that is
+sent to an offset again replaces what was there.
 """
 
 from __future__ import annotations
@@ -283,12 +283,12 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return content
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Nothing is read that way."""
         self.server.requests.append(f"GET {self.path}")
         self._reply({})
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         """An uploaded file."""
         content, path = self._body(), urlsplit(self.path).path
         with self.server.guard:
@@ -300,7 +300,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.put(path, content)
         self._reply({})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """GraphQL, or the file stream of a run."""
         content, path = self._body(), urlsplit(self.path).path
         if not path.endswith(("/graphql", "/file_stream")):

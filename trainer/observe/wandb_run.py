@@ -27,7 +27,12 @@ ARTIFACTS: Mapping[str, str] = {"model": MODEL_FILE, "report": REPORT_FILE, "pro
 
 
 def start_run(
-    config: WandbLoggerConfig, mapping: Mapping[str, Any], record: Record, directory: Path, online: bool, **settings: Any
+    config: WandbLoggerConfig,
+    mapping: Mapping[str, Any],
+    record: Record,
+    directory: Path,
+    online: bool,
+    **settings: Any,
 ) -> wandb.Run:
     """Start W&B's run of a run directory, or continue it.
 
