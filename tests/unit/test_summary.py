@@ -60,9 +60,9 @@ def test_the_end_shows_paths_and_bests(console: Console, in_directory: Path) -> 
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     verdict = Verdict("compute", 0.75, "evaluation", 0.25, "trainer.check_val_every_n_epoch=4", 4 / 3)
     account = Account(1.0, 2.0, dict.fromkeys(STATES, 0.0) | {"forward": 0.75, "evaluation": 0.25}, verdict)
-    print_summary(console, run, config, account, {"W&B": f"wandb sync {RUN}/wandb/offline-run-1"})
+    print_summary(console, run, config, account, {"W&B": f"python -m trainer sync run={RUN}"})
     # Whole, and without a colour inside.
-    for place in ("", "/curves.png", "/metrics.jsonl", "/model.safetensors", "/wandb/offline-run-1"):
+    for place in ("", "/curves.png", "/metrics.jsonl", "/model.safetensors"):
         assert re.search(rf"{re.escape(RUN + place)}$", printed(console), re.MULTILINE), place
     plain = re.sub(r"\x1b\[[\d;]*m", "", printed(console))
     assert "2.0 s of training, 1.0 s before it:\n  forward 75%, evaluation 25%\n" in plain

@@ -16,8 +16,6 @@ from PIL import Image
 from wandb_server import WandbServer
 from watching import run_forked
 
-import trainer.engine.train
-import trainer.observe.wandb  # both here, so that the forked runs need not import them
 from trainer.cli import main
 from trainer.run.files import LOCK_FILE, lock_file
 from trainer.run.record import Record

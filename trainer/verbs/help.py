@@ -215,9 +215,9 @@ Arguments:
 Arguments:
   run=DIR              the run's directory; several are uploaded one after the other
 
-All attempts become one W&B run under the id in run.json: every logged step once, and only the steps that the server does
-not have. Pictures, tables of predictions, report.html, profile/ and the model go with them. It needs a key (wandb login, or
-WANDB_API_KEY) and a server (WANDB_BASE_URL, https://api.wandb.ai without it). docs/wandb.md says more.""",
+All attempts become one W&B run under the id in run.json: every logged step once, and only the steps that the server
+does not have. Pictures, tables of predictions, report.html, profile/ and the model go with them. It needs a key (wandb
+login, or WANDB_API_KEY) and a server (WANDB_BASE_URL, https://api.wandb.ai without it). docs/wandb.md says more.""",
         [f"sync run={RUN}"],
     ),
     "bench": VerbHelp(

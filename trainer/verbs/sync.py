@@ -74,7 +74,7 @@ def require_server(verb: str) -> None:
     if problem is not None:
         raise UserError(
             f"{verb}: {url} cannot be reached ({problem})",
-            "set WANDB_BASE_URL to your server, or run it where there is a route; the run directory is all that it needs",
+            "set WANDB_BASE_URL to your server, or run it on a machine that has a route",
         )
 
 
