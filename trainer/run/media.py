@@ -50,7 +50,7 @@ def picture(path: Path, run_dir: Path) -> Picture:
 
 
 def section_name(path: Path, run_dir: Path) -> str:
-    """A name beside those of metrics: `val/confusion` for confusion_val.png, `samples` for samples/step-00000100.png."""
+    """A name beside those of metrics: `val/confusion` for confusion_val.png, `samples` for samples/step-00000100."""
     of_step = picture(path, run_dir)
     if of_step.step is not None:
         return of_step.series
