@@ -59,6 +59,18 @@ class Times:
         return sum(self.steps) / 1e9
 
 
+class Observer(Protocol):
+    """Hears of the clock, as a profiler does that names the parts of a step."""
+
+    def on_state(self, state: State, network: str) -> None:
+        """The run is in a state, which may be the one before."""
+        ...
+
+    def on_step_end(self) -> None:
+        """A step has ended."""
+        ...
+
+
 class _Within:
     """A class, since a generator's context would cost twice as much."""
 
@@ -93,6 +105,7 @@ class StepClock:
         # Of a period that an earlier attempt has begun.
         self.carried: Times | None = None
         self.step_ns = 0
+        self.observer: Observer | None = None
         self.since_ns = read_ns()
 
     def enter(self, state: State, network: str = "") -> None:
@@ -100,11 +113,15 @@ class StepClock:
         now = self.read_ns()
         self._count(self.state, self.network, now - self.since_ns)
         self.since_ns, self.state, self.network = now, state, network
+        if self.observer is not None:
+            self.observer.on_state(state, network)
 
     def end_step(self) -> None:
         """A step ends here."""
         self.enter(self.state, self.network)
         self._end_step()
+        if self.observer is not None:
+            self.observer.on_step_end()
 
     def within(self, state: State, network: str = "") -> _Within:
         """Be in a state within the block, then again in the one before."""
@@ -118,6 +135,14 @@ class StepClock:
             return
         with self.within("communication", self.network):
             yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time within the block is in no state and belongs to no step: of a profiler, which a run would not have."""
+        self.enter(self.state, self.network)
+        self._leave_out()
+        yield
+        self._resume()
 
     def start(self) -> None:
         """Training begins: the time so far belongs to no step."""
@@ -150,6 +175,12 @@ class StepClock:
     def _settle(self) -> None:
         """Count what has been marked and not been counted."""
 
+    def _leave_out(self) -> None:
+        """Do not count the time from here to `_resume`."""
+
+    def _resume(self) -> None:
+        self.since_ns = self.read_ns()
+
     def _count(self, state: State, network: str, spent_ns: int) -> None:
         self.period.states[state] += spent_ns
         if state not in BETWEEN_STEPS:
@@ -181,7 +212,7 @@ class Event(Protocol):
 @dataclass
 class _Mark:
     event: Event
-    state: State
+    state: State | None
     network: str
     ends_step: bool
 
@@ -203,11 +234,15 @@ class DeviceClock(StepClock):
     def enter(self, state: State, network: str = "") -> None:
         """See StepClock."""
         self._mark(state, network, ends_step=False)
+        if self.observer is not None:
+            self.observer.on_state(state, network)
 
     def end_step(self) -> None:
         """See StepClock; events that are done are read here, so that they can be used again."""
         self._mark(self.state, self.network, ends_step=True)
         self._settle()
+        if self.observer is not None:
+            self.observer.on_step_end()
 
     def _mark(self, state: State, network: str, ends_step: bool) -> None:
         event = self.free.pop() if self.free else self.new_event()
@@ -215,11 +250,19 @@ class DeviceClock(StepClock):
         self.marks.append(_Mark(event, state, network, ends_step))
         self.state, self.network = state, network
 
+    def _leave_out(self) -> None:
+        """See StepClock."""
+        self.marks[-1].state = None
+
+    def _resume(self) -> None:
+        self._mark(self.state, self.network, ends_step=False)
+
     def _settle(self) -> None:
         """Count the time between events that are done."""
         while len(self.marks) > 1 and self.marks[1].event.query():
             first, second = self.marks.popleft(), self.marks[0]
-            self._count(first.state, first.network, round(first.event.elapsed_time(second.event) * 1e6))
+            if first.state is not None:
+                self._count(first.state, first.network, round(first.event.elapsed_time(second.event) * 1e6))
             if second.ends_step:
                 self._end_step()
             self.free.append(first.event)

@@ -29,7 +29,7 @@ ERRORS = {
     "more than all": (["trainer.overfit_batches=1.5"], ["trainer.overfit_batches=1.5"]),
     "no max_time": (["max_time=5m"], ["trainer.max_time=5m", "DD:HH:MM:SS"]),
     "hours of 90 minutes": (["max_time=00:01:90:00"], ["trainer.max_time=00:01:90:00", "DD:HH:MM:SS"]),
-    "no profiler": (["profiler=advanced"], ["trainer.profiler=advanced", "simple"]),
+    "no profiler": (["trainer.profiler=tensorboard"], ["profiler=tensorboard", "simple"]),
     "no print_config": (["print_config=tree"], ["run.print_config=tree"]),
     "no alias": (["max_epoch=3"], ["max_epoch=3", "no such key"]),
     "no debug": (["debug=frd"], ["debug=frd", "fdr"]),

@@ -41,7 +41,9 @@ ALLOWED: dict[str, set[str]] = {
     "strategies": {*CONTRACTS, "module"},
     "checkpoint": {*CONTRACTS, "faults", "data", "generators", "module", "observe", "optim"},
     "observe": {*CONTRACTS, "data", "module"},
-    "engine": {*CONTRACTS, "callbacks", "faults", "data", "module", "strategies", "checkpoint", "observe", "report"},
+    "profile": {"errors", "clock", "config", "run"},
+    "engine": {*CONTRACTS, "callbacks", "faults", "data", "module", "strategies", "checkpoint", "observe", "report"}
+    | {"profile"},
     "verbs": {*CONTRACTS, "data", "faults", "launch", "engine", "estimate"}
     | {"optim", "strategies", "checkpoint", "observe", "report", "bench"},
     "cli": {"version", "errors", "task", "verbs"},

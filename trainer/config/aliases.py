@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.config.loggers import FLAT_KEYS
+from trainer.config.profilers import LIGHTNING_NAMES
 from trainer.config.schema import TrainerConfig
 from trainer.errors import UserError, shown
 
@@ -20,6 +21,7 @@ from trainer.errors import UserError, shown
 KEYS = {
     **{field.name: f"trainer.{field.name}" for field in fields(TrainerConfig)},
     "trainer.strategy": "strategy",
+    "trainer.profiler": "profiler",
     "print_config": "run.print_config",
     "extras.print_config": "run.print_config",
     **dict.fromkeys(("ckpt_path", "trainer.ckpt_path"), "init.ckpt_path"),
@@ -29,7 +31,7 @@ VALUES = {
     "trainer.accelerator": {"gpu": "cuda"},
     "trainer.devices": {"-1": "auto"},
     "trainer.precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
-    "trainer.profiler": {"none": "null", "torch": "pytorch"},
+    "profiler": LIGHTNING_NAMES,
 }
 # Arguments of Lightning's Trainer that another key replaces here.
 REPLACED = {
@@ -97,6 +99,9 @@ def replace_values(mapping: DictConfig) -> DictConfig:
         key = f"trainer.{name}"
         text = str(value).replace(" ", "")
         _check_replaced(key, f"{key}={text}")
+        if key == "trainer.profiler":
+            member = LIGHTNING_NAMES.get(text, text)
+            raise UserError(f"{key}={text}: profilers are a group; in a file `defaults: [override /profiler: {member}]`")
         canonical = _canonical(key, f"{key}={text}")
         if canonical != text:
             OmegaConf.update(mapping, key, None if canonical == "null" else canonical)

@@ -37,8 +37,8 @@ CONF = HOME / "conf"
 RECIPES = ("experiment", "debug")
 GLOBAL = "such a file begins with the line `# @package _global_`, and chooses as in `defaults: [override /task: cnn]`"
 GROUPS = (
-    "task", "model", "data", "optimizer", "scheduler", "strategy", "logger", "callbacks", "launch", "sweep",
-    "experiment", "debug",
+    "task", "model", "data", "optimizer", "scheduler", "strategy", "profiler", "logger", "callbacks", "launch",
+    "sweep", "experiment", "debug",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from trainer.config.own_parts import (
     OwnOptimizerConfig,
     OwnSchedulerConfig,
 )
+from trainer.config.profilers import PROFILERS
 from trainer.config.schema import (
     Count,
     Fraction,
@@ -147,6 +148,7 @@ SHARED_GROUPS: Mapping[str, Mapping[str, type[Named]]] = {
     "optimizer": OPTIMIZERS,
     "scheduler": SCHEDULERS,
     "strategy": STRATEGIES,
+    "profiler": PROFILERS,
     "launch": {"local": LaunchConfig, "slurm": SlurmLaunchConfig},
     "sweep": {"grid": SweepConfig, "optuna": OptunaConfig},
 }

@@ -21,6 +21,7 @@ NOT_IDENTITY = frozenset(
         "logger",
         "performance",
         "plugins",
+        "profiler",
         "run",
         "strategy.activation_checkpointing",
         "strategy.bucket_cap_mb",
@@ -41,7 +42,6 @@ NOT_IDENTITY = frozenset(
         "trainer.log_every_n_steps",
         "trainer.num_nodes",
         "trainer.num_sanity_val_steps",
-        "trainer.profiler",
     }
 )
 # Keys that were added after runs had been recorded, each with the value that does what was done before it. At that

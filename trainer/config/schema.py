@@ -131,8 +131,6 @@ class TrainerConfig:
     """Name the operation that produced a NaN; slow."""
     enable_progress_bar: bool
     """Show a progress bar on rank 0's terminal."""
-    profiler: Literal["simple", "pytorch"] | None
-    """Measure where time goes on rank 0: simple by Lightning's hooks, pytorch by operator over a few steps."""
 
 
 @settings
@@ -282,6 +280,11 @@ class StrategyConfig(Named):
     """How the model is distributed over ranks; the members are in `trainer.config.strategies`."""
 
 
+@settings
+class ProfilerConfig(Named):
+    """What is recorded of some steps, into profile/ of the run; the members are in `trainer.config.profilers`."""
+
+
 TaskT = TypeVar("TaskT", bound=TaskConfig, default=TaskConfig)
 ModelT = TypeVar("ModelT", bound=ModelConfig, default=ModelConfig)
 DataT = TypeVar("DataT", bound=DataConfig, default=DataConfig)
@@ -297,6 +300,7 @@ class Config(Generic[TaskT, ModelT, DataT]):
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     strategy: StrategyConfig
+    profiler: ProfilerConfig
     logger: dict[str, LoggerConfig]
     """By name; see the group logger."""
     callbacks: dict[str, CallbackConfig]

@@ -12,6 +12,7 @@ from trainer.config.deepspeed import file_problems, shards_parameters
 from trainer.config.groups import AdamConfig, SGDConfig
 from trainer.config.loggers import logger_problems
 from trainer.config.nodes import node_problems
+from trainer.config.profilers import profiler_problems
 from trainer.config.schema import Config
 from trainer.config.strategies import DDPConfig, DeepSpeedFileConfig, shards_state
 from trainer.errors import ConfigError, Problem
@@ -29,7 +30,8 @@ def validate(config: Config, task: TaskSpec, world: World, trains: bool = True) 
     checks = (*(training_checks if trains else ()), _precision, _run)
     problems = [problem for check in checks for problem in check(config, world)]
     problems += _strategy(config, world, task)
-    problems += [*callback_problems(config), *logger_problems(config)] if trains else []
+    if trains:
+        problems += [*callback_problems(config), *logger_problems(config), *profiler_problems(config, world)]
     if config.metrics and not task.takes_metrics:
         problems.append(Problem("metrics", ",".join(config.metrics), f"task={task.name} takes no metrics of your own"))
     problems += node_problems(config, world.local_world_size)

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.profilers import Profiler, PyTorchProfiler, SimpleProfiler
+from pytorch_lightning.profilers import Profiler
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
@@ -22,7 +22,7 @@ from trainer.engine.lightning_environment import JoinedEnvironment
 from trainer.engine.step_loop import StepLoop
 from trainer.errors import UserError
 from trainer.module import TrainingModule
-from trainer.run.files import MODEL_FILE, PROFILE_DIR
+from trainer.run.files import MODEL_FILE
 from trainer.strategies.batchnorm import synchronise_batchnorm
 from trainer.strategies.build import build_strategy
 from trainer.task import TaskSpec
@@ -160,14 +160,6 @@ def build_trainer(
     # Lightning 2.6 broadcasts a SIGTERM flag and waits for the device before every step; `StopOnSignal` replaces it.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer
-
-
-def build_profiler(config: Config, world: World, run_dir: Path) -> Profiler | None:
-    """Lightning's profiler of rank 0, which writes its tables into the run directory; None where none is asked for."""
-    if config.trainer.profiler is None or world.rank != 0:
-        return None
-    kind = SimpleProfiler if config.trainer.profiler == "simple" else PyTorchProfiler
-    return kind(dirpath=run_dir / PROFILE_DIR, filename=config.trainer.profiler)
 
 
 def build_early_stopping(config: Config) -> list[Callback]:

@@ -33,13 +33,26 @@ def evaluate_after_last_step(trainer: pl.Trainer, config: Config) -> None:
 def check_interval(config: Config, data: DataModule) -> None:
     """Raises: UserError: trainer.val_check_interval is longer than an epoch, which Lightning refuses."""
     options = config.trainer
-    interval, limit = options.val_check_interval, options.limit_train_batches
+    interval = options.val_check_interval
     if not isinstance(interval, int) or options.check_val_every_n_epoch is None or not options.limit_val_batches:
         return
-    steps = data.train_sampler().num_steps
-    steps = min(limit, steps) if isinstance(limit, int) else int(limit * steps)
+    steps = _steps_of_epoch(config, data)
     if interval > steps:
         raise UserError(
             f"trainer.val_check_interval={interval}: an epoch has only {steps} steps",
             f"use {steps} or less, or count across epochs with trainer.check_val_every_n_epoch=null",
         )
+
+
+def num_steps(config: Config, data: DataModule) -> int:
+    """Steps of the whole run, if nothing ends it early."""
+    epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
+    if epochs is None:
+        return steps
+    of_epochs = epochs * _steps_of_epoch(config, data)
+    return of_epochs if steps == -1 else min(steps, of_epochs)
+
+
+def _steps_of_epoch(config: Config, data: DataModule) -> int:
+    steps, limit = data.train_sampler().num_steps, config.trainer.limit_train_batches
+    return min(limit, steps) if isinstance(limit, int) else int(limit * steps)

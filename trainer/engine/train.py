@@ -26,11 +26,10 @@ from trainer.engine.build import (
     build_clock,
     build_data_and_module,
     build_early_stopping,
-    build_profiler,
     build_trainer,
     rank_device,
 )
-from trainer.engine.last_evaluation import check_interval, evaluate_after_last_step
+from trainer.engine.last_evaluation import check_interval, evaluate_after_last_step, num_steps
 from trainer.engine.time_limit import TimeLimit
 from trainer.errors import UserError, counted
 from trainer.faults.stop import StopOnSignal, StopRequested
@@ -41,6 +40,7 @@ from trainer.observe.loggers import build_loggers, finish_loggers
 from trainer.observe.metrics import TrainingMetrics
 from trainer.observe.progress import ProgressBar
 from trainer.observe.summary import print_start, print_summary
+from trainer.profile.build import build_hook_times, build_profiled_steps, check_profiled_steps
 from trainer.run.files import MODEL_FILE, STATE_FILE
 from trainer.run.outcome import Outcome
 from trainer.run.record import Record
@@ -65,6 +65,7 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     data, module = build_data_and_module(config, task, world, run_dir if checkpoint else None)
     module.clock = data.clock = clock
     check_interval(config, data)
+    check_profiled_steps(config, num_steps(config, data))
     decide_on_rank_0(lambda: _record_data(record, data, resumed=checkpoint is not None))
     origin = choose_start(config, module, data, checkpoint, rank_device(world))
     if world.rank == 0:
@@ -81,9 +82,10 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     time_limit = [TimeLimit(config.trainer.max_time)] if config.trainer.max_time else []
     # Saving comes last: a checkpoint holds what the others have made of the step.
     parts = [*bar, *origin.callbacks, *build_callbacks(config), *early_stopping, *time_limit]
-    callbacks: list[Callback] = [RandomState(), metrics, stop, *parts, saving]
+    profiled = build_profiled_steps(config, world.rank, run_dir, clock)
+    callbacks: list[Callback] = [RandomState(), metrics, stop, *profiled, *parts, saving]
     loggers = build_loggers(config, mapping, record) if world.rank == 0 else []
-    trainer = build_trainer(config, world, run_dir, callbacks, loggers, build_profiler(config, world, run_dir))
+    trainer = build_trainer(config, world, run_dir, callbacks, loggers, build_hook_times(config, world.rank, run_dir))
     evaluate_after_last_step(trainer, config)
     try:
         _fit(trainer, module, data, origin.state)

@@ -66,7 +66,7 @@ def print_summary(console: Console, run_dir: Path, config: Config, account: Acco
         _print(console, line)
     files = {"run": "", "curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
     files |= {"report": REPORT_FILE} if (run_dir / REPORT_FILE).exists() else {}
-    files |= {"profile": PROFILE_DIR} if config.trainer.profiler else {}
+    files |= {"profile": PROFILE_DIR} if (run_dir / PROFILE_DIR).exists() else {}
     files |= {"hf": HF_DIR} if (run_dir / HF_DIR).exists() else {}
     for name, place in {**{name: str(run_dir / file) for name, file in files.items()}, **places}.items():
         _print(console, f"  {name:<9}{place}")

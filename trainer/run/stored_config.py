@@ -15,6 +15,7 @@ from yaml import YAMLError
 from trainer.config.compose import GROUPS, compose_members, parse_overrides, plugins_of, typed
 from trainer.config.groups import NAMED_GROUPS
 from trainer.config.loggers import nested
+from trainer.config.profilers import LIGHTNING_NAMES
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.run.files import CONFIG_FILE
@@ -78,6 +79,10 @@ def _load(run_dir: Path) -> DictConfig:
         raise UserError(f"run={run_dir}: {CONFIG_FILE} is not a configuration")
     if "name" in (mapping.get("logger") or {}):
         mapping["logger"] = nested(mapping["logger"])
+    if "profiler" in (mapping.get("trainer") or {}):
+        # Before profilers were a group: a value of Lightning's.
+        name = str(mapping["trainer"].pop("profiler") or "null")
+        mapping["profiler"] = {"name": LIGHTNING_NAMES.get(name, name)}
     return mapping
 
 

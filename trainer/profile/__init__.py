@@ -1,0 +1,1 @@
+"""Profilers of chosen steps and ranks: `profiler=torch|memory|nsys|python|simple`."""

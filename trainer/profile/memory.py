@@ -1,0 +1,126 @@
+"""profiler=memory: what tensors take, by category over time, and the largest allocations."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler._memory_profiler import MemoryProfile, TensorKey
+
+from trainer.clock import STATES
+from trainer.profile.memory_picture import Timeline, draw_timeline, read_timeline
+from trainer.profile.operators import TorchRecorder
+from trainer.profile.tables import write_table
+
+MAX_SNAPSHOT_EVENTS = 1_000_000
+BACKWARD_PREFIX = "autograd::engine::evaluate_function: "
+
+
+class MemoryRecorder(TorchRecorder):
+    """The events of torch's allocator over the steps: memory-rank-N.png, allocations-rank-N.csv and .txt.
+
+    On a GPU also snapshot-rank-N.pickle, which holds everything that was allocated there, for docs.pytorch.org/memory_viz.
+    The events are read from the profile itself: torch's export of a timeline is deprecated, and draws GPUs only.
+    """
+
+    # Python's frames say which module has asked for the memory.
+    options = {"profile_memory": True, "record_shapes": True, "with_stack": True}
+
+    def start(self) -> None:
+        """See Recorder."""
+        if torch.cuda.is_initialized():
+            torch.cuda.memory._record_memory_history(max_entries=MAX_SNAPSHOT_EVENTS, stacks="python")
+        super().start()
+
+    def stop(self) -> None:
+        """See Recorder."""
+        self.profile.stop()
+        device = torch.device("cpu")
+        if torch.cuda.is_initialized():
+            torch.cuda.memory._dump_snapshot(str(self.file("snapshot", ".pickle")))
+            torch.cuda.memory._record_memory_history(enabled=None)
+            device = torch.device("cuda", torch.cuda.current_device())
+        events = self.profile._memory_profile()
+        ranges = list(_ranges(events))
+        timeline = read_timeline(events, device, [(r.name, r.start_ns) for r in ranges if r.name.startswith("step ")])
+        draw_timeline(timeline, f"{device.type}, {self.title}", self.file("memory", ".png"))
+        self._write_allocations(events, device, ranges, timeline)
+
+    def _write_allocations(
+        self, events: MemoryProfile, device: torch.device, ranges: list[Range], timeline: Timeline
+    ) -> None:
+        states = [r for r in ranges if r.name.partition(" ")[0] in STATES]
+        counts = Counter(allocation for allocation in _allocations(events, device, states))
+        rows = [[size / 2**20, count, *words] for (size, *words), count in counts.items()]
+        rows.sort(key=lambda row: row[0], reverse=True)
+        title = f"allocations, {device.type}, {self.title}; at most {timeline.peak_mib:.4g} MiB at once"
+        columns = ["mib", "times", "category", "state", "operator", "module"]
+        write_table(self.file("allocations", ""), title, columns, rows)
+
+
+class Range(NamedTuple):
+    """A range that was open for some time, nanoseconds."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+class Allocation(NamedTuple):
+    """What identifies an allocation among those of other steps. module: as in nn.Module's tree, and where in the file."""
+
+    num_bytes: int
+    category: str
+    state: str
+    operator: str
+    module: str
+
+
+def _ranges(events: MemoryProfile) -> Iterator[Range]:
+    """The steps and states, in the order of time."""
+    found = [
+        Range(event.name, event.start_time_ns, event.end_time_ns)
+        for event in events._op_tree.dfs()
+        if event.name.startswith("step ") or event.name.partition(" ")[0] in STATES
+    ]
+    return iter(sorted(found, key=lambda each: each.start_ns))
+
+
+def _allocations(events: MemoryProfile, device: torch.device, states: list[Range]) -> Iterator[Allocation]:
+    starts = [each.start_ns for each in states]
+    for event in events._op_tree.dfs():
+        kind, fields = event.typed
+        if kind.name != "Allocation" or fields.alloc_size <= 0 or fields.device != device:
+            continue
+        at = bisect_right(starts, event.start_time_ns) - 1
+        state = states[at].name if at >= 0 and event.start_time_ns <= states[at].end_ns else ""
+        key = TensorKey.from_allocation(fields)
+        category = events._categories.get(key, 0) if key is not None else None
+        yield Allocation(fields.alloc_size, category_name(category), state, *_origin(event))
+
+
+def category_name(category: Any) -> str:
+    """A category of torch's as text; "unknown" where torch could not tell."""
+    return category.name.lower().replace("_", " ") if category is not None else "unknown"
+
+
+def _origin(event: Any) -> tuple[str, str]:
+    """Returns: (the operator that allocates, within the outermost one; the innermost module around it)."""
+    operators: list[str] = []
+    module = ""
+    parent = event.parent
+    while parent is not None:
+        kind = parent.typed[0].name
+        if kind == "TorchOp" and not module:
+            operators.append(parent.name.removeprefix(BACKWARD_PREFIX))
+        elif kind == "PyCall" and parent.name.startswith("nn.Module: ") and not module:
+            module = re.sub(r"_\d+$", "", parent.name.removeprefix("nn.Module: "))
+        parent = parent.parent
+    if not operators:
+        return "", module
+    inner, outer = operators[0], operators[-1]
+    return inner if inner == outer else f"{inner} in {outer}", module

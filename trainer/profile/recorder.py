@@ -1,0 +1,37 @@
+"""What every profiler of steps has in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class Recorder:
+    """Records from `start` to `stop`, which writes the files of one rank.
+
+    title: what is recorded, for tables and pictures.
+    """
+
+    def __init__(self, folder: Path, rank: int, steps: tuple[int, int]) -> None:
+        self.folder, self.rank = folder, rank
+        first, last = steps
+        self.title = f"{f'steps {first} to {last}' if first < last else f'step {first}'}, rank {rank}"
+
+    def start(self) -> None:
+        """Record from now on."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Record no more, and write the files."""
+        raise NotImplementedError
+
+    def open_range(self, name: str) -> Any:
+        """Name what follows. Returns: what `close_range` takes."""
+
+    def close_range(self, opened: Any) -> None:
+        """The named part ends here."""
+
+    def file(self, name: str, suffix: str) -> Path:
+        """Path of a file of this rank."""
+        self.folder.mkdir(exist_ok=True)
+        return self.folder / f"{name}-rank-{self.rank}{suffix}"
