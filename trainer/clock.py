@@ -138,11 +138,13 @@ class StepClock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time within the block is in no state and belongs to no step: of a profiler, which a run would not have."""
+        """The time within the block is in no state and belongs to no step, as that of a profiler."""
         self.enter(self.state, self.network)
         self._leave_out()
-        yield
-        self._resume()
+        try:
+            yield
+        finally:
+            self._resume()
 
     def start(self) -> None:
         """Training begins: the time so far belongs to no step."""

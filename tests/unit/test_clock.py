@@ -180,6 +180,34 @@ def test_events_are_used_again_and_more_are_made_where_the_device_is_far_behind(
     assert sum(clock.run.values()) == 10_000 * MS
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_paused_clock_counts_nothing(on_device: bool) -> None:
+    """Of steps of 10 ms, with a pause before, within and after them."""
+    host, device = Host(), Device()
+    clock = DeviceClock(device.new_event) if on_device else StepClock(host)
+
+    def spend(ms: float) -> None:
+        host.now_ms += ms
+        device.work(ms)
+
+    clock.start()
+    for _ in range(2):
+        with clock.paused():
+            spend(70)
+        clock.enter("forward", "model")
+        spend(4)
+        with clock.paused():
+            spend(30)
+        spend(6)
+        clock.end_step()
+    with clock.paused():
+        spend(5)
+    device.finish()
+    times = clock.take()
+    assert {state: ns / MS for state, ns in times.states.items() if ns} == {"forward": 20.0}
+    assert (times.steps, times.networks) == ([10 * MS, 10 * MS], {"model": 20 * MS})
+
+
 def test_step_times_and_shares() -> None:
     times = Times(steps=[ms * MS for ms in range(1, 101)])
     times.states.update(forward=2000 * MS, backward=3050 * MS, evaluation=5050 * MS)

@@ -101,7 +101,7 @@ def replace_values(mapping: DictConfig) -> DictConfig:
         _check_replaced(key, f"{key}={text}")
         if key == "trainer.profiler":
             member = LIGHTNING_NAMES.get(text, text)
-            raise UserError(f"{key}={text}: profilers are a group; in a file `defaults: [override /profiler: {member}]`")
+            raise UserError(f"{key}={text}: a group; in a file `defaults: [override /profiler: {member}]`")
         canonical = _canonical(key, f"{key}={text}")
         if canonical != text:
             OmegaConf.update(mapping, key, None if canonical == "null" else canonical)

@@ -282,7 +282,7 @@ class StrategyConfig(Named):
 
 @settings
 class ProfilerConfig(Named):
-    """What is recorded of some steps, into profile/ of the run; the members are in `trainer.config.profilers`."""
+    """What is recorded of a run beyond its account, into profile/; the members are in `trainer.config.profilers`."""
 
 
 TaskT = TypeVar("TaskT", bound=TaskConfig, default=TaskConfig)

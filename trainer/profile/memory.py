@@ -12,7 +12,7 @@ import torch
 from torch.profiler._memory_profiler import MemoryProfile, TensorKey
 
 from trainer.clock import STATES
-from trainer.profile.memory_picture import Timeline, draw_timeline, read_timeline
+from trainer.profile.memory_picture import Timeline, category_name, category_of, draw_timeline, read_timeline
 from trainer.profile.operators import TorchRecorder
 from trainer.profile.tables import write_table
 
@@ -23,8 +23,8 @@ BACKWARD_PREFIX = "autograd::engine::evaluate_function: "
 class MemoryRecorder(TorchRecorder):
     """The events of torch's allocator over the steps: memory-rank-N.png, allocations-rank-N.csv and .txt.
 
-    On a GPU also snapshot-rank-N.pickle, which holds everything that was allocated there, for docs.pytorch.org/memory_viz.
-    The events are read from the profile itself: torch's export of a timeline is deprecated, and draws GPUs only.
+    On a GPU also snapshot-rank-N.pickle of all that was allocated there, which docs.pytorch.org/memory_viz shows. The
+    events are read from the profile itself: torch's export of a timeline is deprecated, and draws GPUs only.
     """
 
     # Python's frames say which module has asked for the memory.
@@ -71,7 +71,7 @@ class Range(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """What identifies an allocation among those of other steps. module: as in nn.Module's tree, and where in the file."""
+    """What allocations of several steps have in common. module: the class of the innermost one that is running."""
 
     num_bytes: int
     category: str
@@ -93,19 +93,14 @@ def _ranges(events: MemoryProfile) -> Iterator[Range]:
 def _allocations(events: MemoryProfile, device: torch.device, states: list[Range]) -> Iterator[Allocation]:
     starts = [each.start_ns for each in states]
     for event in events._op_tree.dfs():
-        kind, fields = event.typed
-        if kind.name != "Allocation" or fields.alloc_size <= 0 or fields.device != device:
+        fields: Any = event.typed[1]
+        if event.tag.name != "Allocation" or fields.alloc_size <= 0 or fields.device != device:
             continue
         at = bisect_right(starts, event.start_time_ns) - 1
         state = states[at].name if at >= 0 and event.start_time_ns <= states[at].end_ns else ""
         key = TensorKey.from_allocation(fields)
-        category = events._categories.get(key, 0) if key is not None else None
+        category = category_of(events, key, 0)
         yield Allocation(fields.alloc_size, category_name(category), state, *_origin(event))
-
-
-def category_name(category: Any) -> str:
-    """A category of torch's as text; "unknown" where torch could not tell."""
-    return category.name.lower().replace("_", " ") if category is not None else "unknown"
 
 
 def _origin(event: Any) -> tuple[str, str]:
@@ -114,7 +109,7 @@ def _origin(event: Any) -> tuple[str, str]:
     module = ""
     parent = event.parent
     while parent is not None:
-        kind = parent.typed[0].name
+        kind = parent.tag.name
         if kind == "TorchOp" and not module:
             operators.append(parent.name.removeprefix(BACKWARD_PREFIX))
         elif kind == "PyCall" and parent.name.startswith("nn.Module: ") and not module:

@@ -45,14 +45,13 @@ def read_timeline(events: MemoryProfile, device: torch.device, steps: list[tuple
     for time_ns, action, (key, version), num_bytes in events.timeline:
         if key.device != device:
             continue
-        before = events._categories.get(key, version) if isinstance(key, TensorKey) else None
+        before = category_of(events, key, version)
         if action in (Action.PREEXISTING, Action.CREATE):
             changes.append((time_ns, before, num_bytes))
         else:
             changes.append((time_ns, before, -num_bytes))
         if action == Action.INCREMENT_VERSION:
-            after = events._categories.get(key, version + 1) if isinstance(key, TensorKey) else None
-            changes.append((time_ns, after, num_bytes))
+            changes.append((time_ns, category_of(events, key, version + 1), num_bytes))
     order = list(COLORS)
     sizes = np.zeros((len(changes), len(order)))
     for row, (_, category, num_bytes) in enumerate(changes):
@@ -63,6 +62,16 @@ def read_timeline(events: MemoryProfile, device: torch.device, steps: list[tuple
     return Timeline(times_ms, sizes.cumsum(axis=0), [(name, (start - begin_ns) / 1e6) for name, start in steps])
 
 
+def category_of(events: MemoryProfile, key: Any, version: int) -> Category | None:
+    """What a version of a tensor is; None where torch cannot tell."""
+    return events._categories.get(key, version) if isinstance(key, TensorKey) else None
+
+
+def category_name(category: Category | None) -> str:
+    """A category as text."""
+    return category.name.lower().replace("_", " ") if category is not None else "unknown"
+
+
 def draw_timeline(timeline: Timeline, title: str, path: Path) -> None:
     """Draw it as a PNG."""
     figure = Figure(figsize=(11, 5), layout="constrained")
@@ -71,7 +80,7 @@ def draw_timeline(timeline: Timeline, title: str, path: Path) -> None:
     for column, (category, color) in enumerate(COLORS.items()):
         lower, upper = upper, upper + timeline.mib[:, column]
         if timeline.mib[:, column].any():
-            label = category.name.lower().replace("_", " ") if category is not None else "unknown"
+            label = category_name(category)
             axes.fill_between(timeline.times_ms, lower, upper, step="post", color=color, linewidth=0, label=label)
     axes.set_ylim(bottom=0.0)
     for name, start_ms in timeline.steps:
@@ -80,7 +89,7 @@ def draw_timeline(timeline: Timeline, title: str, path: Path) -> None:
                       textcoords="offset points", fontsize=8)  # fmt: skip
     axes.set_xlabel("ms")
     axes.set_ylabel("MiB")
-    axes.set_title(f"tensors that these steps use, {title}: at most {timeline.peak_mib:.4g} MiB", loc="left", fontsize=10)
+    axes.set_title(f"tensors of these steps, {title}: at most {timeline.peak_mib:.4g} MiB", loc="left", fontsize=10)
     resident_gib = psutil.Process().memory_info().rss / 2**30
     note = f"What the steps do not use is not in it; the process takes {resident_gib:.2f} GiB of the host's memory."
     figure.supxlabel(note, fontsize=8, color="dimgray")

@@ -17,8 +17,8 @@ class ProfiledSteps(pl.Callback):
     """Starts a recorder where the first chosen step asks for its batch, and stops it where the last one ends.
 
     The clock says when: each step is a range, such as "step 10", and within it each state but `other`, such as
-    "forward", or "forward generator" where a task has several networks. The clock is observed from the start of training
-    until the last chosen step has ended.
+    "forward", or "forward generator" where a task has several networks. The clock is observed from the start of
+    training until the last chosen step has ended.
     """
 
     def __init__(self, recorder: Recorder, steps: tuple[int, int], clock: StepClock) -> None:
