@@ -22,6 +22,7 @@ from trainer.errors import EXIT_STOPPED, EXIT_USER, RankFailure, UserError
 from trainer.faults.signals import STOP_FILE_VARIABLE, handle_stop_signals
 from trainer.launch.discover import rendezvous_endpoint
 from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND, NODES_BACKEND
+from trainer.launch.secret import job_secret, new_secret, shared_with_ranks
 from trainer.launch.torchrun import create_handler
 from trainer.world import World
 
@@ -97,6 +98,7 @@ def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> N
     from torch.distributed.elastic.rendezvous import RendezvousError, rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from trainer.launch.authentication import stop_answering
     from trainer.launch.rendezvous import create_loopback_rendezvous
 
     rendezvous_handler_registry.register(LOOPBACK_BACKEND, create_loopback_rendezvous)
@@ -112,7 +114,9 @@ def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> N
         failures.setLevel(logging.ERROR)
         failures.propagate = False
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
-    with _forwarding_signals() as received:
+    on_one_host = options["rdzv_backend"] == LOOPBACK_BACKEND
+    secret = new_secret() if on_one_host else job_secret(options["run_id"])
+    with _forwarding_signals() as received, shared_with_ranks(secret):
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
@@ -121,6 +125,8 @@ def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> N
             raise _first_cause(error, run_dir) from None
         except RendezvousError as error:
             raise RankFailure(f"the nodes did not meet at {config.rdzv_endpoint}: {error}") from error
+        finally:
+            stop_answering()
 
 
 class _RestartReport(logging.Handler):

@@ -49,6 +49,10 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
             from trainer.launch.rendezvous import step_store
 
             store = step_store(world, launch.interface if world.num_nodes > 1 else None, launch.timeout_s)
+        else:
+            from trainer.launch.rendezvous import agent_store
+
+            store = agent_store(world, launch.timeout_s)
         torch.distributed.init_process_group(
             backend,
             timeout=timedelta(seconds=launch.timeout_s),
