@@ -75,11 +75,11 @@ def stop_answering() -> None:
         _ends.pop()()
 
 
-def check_store(store: TCPStore, name: str, secret: str, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+def check_store(store: TCPStore, name: str, secret: str) -> None:
     """Raises: UserError: the store does not prove that it is of this job."""
     nonce = secrets.token_hex(NONCE_BYTES)
     usual = store.timeout  # pyright: ignore[reportAttributeAccessIssue]
-    store.set_timeout(timedelta(seconds=timeout_s))
+    store.set_timeout(timedelta(seconds=ANSWER_TIMEOUT_S))
     try:
         store.queue_push(CHALLENGES, nonce)
         signature = store.get(ANSWER + nonce).decode("ascii", "replace")

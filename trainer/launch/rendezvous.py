@@ -212,7 +212,7 @@ def _meet(address: str, port: int, interface: str | None, secret: str, name: str
         except OSError:
             # Another agent of this host hosts it already.
             log.info("joining the store at %s:%d", address, port)
-    return join_store(address, port, secret, name)
+    return join_store(address, port, secret, name, STORE_TIMEOUT_S)
 
 
 def step_store(world: World, interface: str | None, timeout_s: float) -> TCPStore:
