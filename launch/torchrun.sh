@@ -11,9 +11,14 @@ torchrun=(
   --nnodes="${#hosts[@]}" --nproc-per-node="${RANKS:-gpu}" --rdzv-id="$$"
   --rdzv-backend=trainer --rdzv-endpoint="${ENDPOINT:-${hosts[0]}:29400}" ${INTERFACE:+--rdzv-conf=interface=$INTERFACE}
 )
+# For the shell of the other host, whichever it is: %q of bash's printf writes what only bash reads.
+quoted() {
+  local quote="'\\''"
+  printf " '%s'" "${@//\'/$quote}"
+}
 trap 'kill $(jobs -p) 2>/dev/null' INT TERM
 for host in "${hosts[@]}"; do
-  ${SSH:-ssh -tt} "$host" "cd $(printf %q "$PWD") && exec$(printf ' %q' "${torchrun[@]}" -m trainer "$@")" &
+  ${SSH:-ssh -tt} "$host" "cd$(quoted "$PWD") && exec$(quoted "${torchrun[@]}" -m trainer "$@")" &
 done
 code=0
 for job in $(jobs -p); do wait "$job" || code=$?; done

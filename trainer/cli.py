@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_USER, RankFailure, UserError, nearest
+from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_USER, RankFailure, UserError, nearest, printable
 
 RANK_0_PRINTS_FIRST_S = 3.0
 EXIT_PIPE = 141  # as a shell reports a process that SIGPIPE has ended
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             time.sleep(RANK_0_PRINTS_FIRST_S)
         return EXIT_USER
     except RankFailure as failure:
-        print(failure, file=sys.stderr)
+        print(printable(str(failure)), file=sys.stderr)
         return EXIT_BUG
     except BrokenPipeError:
         if "torch" in sys.modules:  # training or evaluation: it may be another pipe, and its loss is worth a traceback

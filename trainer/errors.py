@@ -21,7 +21,7 @@ class UserError(Exception):
     """
 
     def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(lines))
+        super().__init__(printable("\n".join(lines)))
 
     @property
     def lines(self) -> list[str]:
@@ -57,9 +57,15 @@ class ConfigError(UserError):
 
 
 def shown(value: object) -> str:
-    """A value as the user would type it, cut to a length that fits a line."""
+    """A value as the user would type it, on one line and cut to a length that fits it."""
     text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_constant(value) else str(value)
+    text = printable(text, kept="")
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def printable(text: str, kept: str = "\n\t") -> str:
+    """A text for a terminal: control characters, which may come from a file, as escapes. Args: kept: which stay."""
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
 
 
 def _is_constant(value: object) -> bool:

@@ -144,3 +144,14 @@ def test_what_slurm_gave_is_compared_with_what_was_asked(cluster: Cluster, tmp_p
     script.write_text(cluster.run(*line, "launch=slurm", TWO_NODES, "launch.dry_run=true"))
     output = refused("sbatch", "--wait", "--nodes=1", f"--output={tmp_path / 'log'}", str(script))
     assert "launch.nodes=2: the ranks are on 1 node of the job" in (tmp_path / "log").read_text(), output
+
+
+@pytest.mark.parametrize("text", ["a b", "$(id)", "'", '"; #', "\\", "#x", "a --uid=0", "ü"])
+def test_sbatch_reads_each_setting_as_one_word(text: str, cluster: Cluster, tmp_path: Path) -> None:
+    """The comment of a job is any text; sbatch shows what it has read."""
+    value = text.replace("\\", "\\\\").replace("'", "\\'")
+    words = ["launch.nodes=1", f"launch.sbatch_options=['--comment={value}', '--hold']", "run.name='a name'"]
+    job = cluster.submit(tmp_path, *SHORT, *words)
+    facts = cluster.run("squeue", "--noheader", f"--job={job.number}", "--format=%k|%j").strip()
+    cluster.run("scancel", job.number)
+    assert facts == f"{text}|a name"

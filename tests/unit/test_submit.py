@@ -1,13 +1,18 @@
 """The job script: its settings, and what it does when the ranks have ended. SLURM's programs are scripts here."""
 
 import os
+import shlex
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import SPIRALS_WORDS
+from conftest import REPOSITORY, SPIRALS_WORDS
 
 from trainer.config.compose import compose_mapping, typed
+from trainer.config.schema import Config
+from trainer.errors import ConfigError
 from trainer.launch.submit import job_script
 
 
@@ -66,3 +71,59 @@ def test_settings_are_those_of_the_configuration() -> None:
     assert "--signal=USR1@90" in options
     assert "--no-kill" not in options
     assert "#SBATCH --no-kill" in script_of("launch.nodes=2", "launch.min_nodes=1", "launch.starter=torchrun")
+
+
+HOSTILE = [
+    *("a b", "$(touch hit)", "`touch hit`", "; touch hit", "&& touch hit #", "'; touch hit; '", '"; touch hit; "', "ü"),
+    *("a\\", "#", "*", "~", "$HOME", "!x", "-x", "| touch hit", "> hit", "a\tb", "a\nb", "\\'$(touch hit)"),
+]
+
+
+@pytest.fixture(scope="module")
+def composed() -> Config:
+    return typed(compose_mapping([*SPIRALS_WORDS, "launch=slurm"]))[0]
+
+
+def hostile_script(composed: Config, name: str = "name", **launch: object) -> str:
+    config = replace(composed, launch=replace(composed.launch, **launch))
+    return job_script(config, name, Path(config.launch.log_dir), ["words=(task=spirals)"])
+
+
+@pytest.mark.parametrize("text", [text for text in HOSTILE if text.isprintable()])
+def test_settings_of_a_job_script_are_no_shell_code(composed: Config, text: str, tmp_path: Path) -> None:
+    script = hostile_script(composed, partition=text, account=text, python=text, srun_options=[text])
+    lines = [line for line in script.splitlines() if line.startswith("#SBATCH ")]
+    assert f"#SBATCH {shlex.quote('--partition=' + text)}" in lines
+    _, calls = run_job(tmp_path, script, "exit 0")
+    assert calls[0].split(" ", 2)[2].startswith(f"{text} {text} -m trainer")
+    assert not (tmp_path / "hit").exists()
+
+
+KEYS = ("name", "partition", "account", "log_dir", "python", "time_limit", "sbatch_options", "srun_options")
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("text", ["a\ntouch hit", "a\r--uid=0", "a\x1b]0;title\x07", "a\u2028b"])
+def test_control_characters_do_not_reach_a_job_script(composed: Config, key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match="control characters") as refusal:
+        hostile_script(composed, **{key: [text] if key.endswith("options") else text})
+    assert len(refusal.value.lines) == 1 and str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
+def test_the_ssh_launcher_quotes_for_every_shell(shell: str, tmp_path: Path) -> None:
+    """What stands in for ssh gives the command to a shell, as sshd does; what stands for Python writes its words."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    directory = tmp_path / "it's $(touch hit)"
+    directory.mkdir()
+    words = tmp_path / "words"
+    files = {"ssh": f'#!/bin/sh\nexec {shell} -c "$2"\n', "python": f'#!/bin/sh\nprintf "%s\\0" "$@" > {words}\n'}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    variables = {"SSH": str(tmp_path / "ssh"), "PYTHON": str(tmp_path / "python"), "RANKS": "1"}
+    command = [str(REPOSITORY / "launch" / "torchrun.sh"), "one", *HOSTILE]
+    subprocess.run(command, cwd=directory, env={**os.environ, **variables}, check=True, timeout=30)
+    assert words.read_text().rstrip("\0").split("\0")[-len(HOSTILE) :] == HOSTILE
+    assert [path.name for path in directory.iterdir()] == []

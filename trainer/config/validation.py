@@ -134,6 +134,8 @@ def _run(config: Config, world: World) -> Iterator[Problem]:
     name = config.run.name
     if name is not None and (not name or "/" in name or name.startswith(".")):
         yield Problem("run.name", name, "must be a plain file name")
+    elif name is not None and not name.isprintable():
+        yield Problem("run.name", name, "must be a plain file name, without control characters")
     root = Path(config.run.root)
     existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
     if not existing.is_dir():

@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.config.groups import SlurmLaunchConfig
 from trainer.config.identity import run_name
 from trainer.config.schema import Config
-from trainer.errors import EXIT_DONE, UserError, counted
+from trainer.errors import EXIT_DONE, ConfigError, Problem, UserError, counted
 from trainer.faults.signals import STOP_FILE_VARIABLE
 from trainer.launch.discover import submitted_world
 from trainer.run.files import write_text
@@ -52,10 +52,13 @@ def job_script(config: Config, name: str, log: Path, assignments: Sequence[str],
     """The text of a job script: our settings, then the body of slurm.sbatch.
 
     Args: assignments: shell lines that set `words`. options: additional options of sbatch.
+    Raises: ConfigError: a setting has control characters; a new line would begin another line of the script.
     """
     launch = config.launch
     assert isinstance(launch, SlurmLaunchConfig)
-    settings = [f"#SBATCH {option}" for option in [*_sbatch_options(config, name, log), *options]]
+    _refuse_control_characters(config, name, log)
+    # sbatch splits such a line into words and takes quotes off, as a shell does.
+    settings = [f"#SBATCH {shlex.quote(option)}" for option in [*_sbatch_options(config, name, log), *options]]
     requeue = str(launch.requeue).lower()
     variables = [
         f"python={shlex.quote(launch.python or sys.executable)}",
@@ -65,6 +68,22 @@ def job_script(config: Config, name: str, log: Path, assignments: Sequence[str],
     ]
     body = TEMPLATE.read_text(encoding="utf-8").partition(JOB_MARK)[2]
     return "\n".join(["#!/bin/bash", *settings, *launch.setup, *variables]) + f"\n{JOB_MARK}{body}"
+
+
+def _refuse_control_characters(config: Config, name: str, log: Path) -> None:
+    launch = config.launch
+    assert isinstance(launch, SlurmLaunchConfig)
+    values = {"run.name": name, "launch.log_dir": str(log)}
+    values |= {f"launch.{key}": getattr(launch, key) for key in ("partition", "account", "time_limit", "python")}
+    for key in ("sbatch_options", "srun_options"):
+        values |= {f"launch.{key}[{i}]": option for i, option in enumerate(getattr(launch, key))}
+    problems = [
+        Problem(key, value, "has control characters; a setting of a job script is one line")
+        for key, value in values.items()
+        if value is not None and not str(value).isprintable()
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _sbatch_options(config: Config, name: str, log: Path) -> list[str]:
