@@ -87,7 +87,7 @@ class WandbServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.runs: dict[str, ServerRun] = {}
         self.artifacts: list[ServerArtifact] = []
-        self.views: list[dict[str, Any]] = []
+        self.views: dict[str, dict[str, Any]] = {}
         self.requests: list[str] = []
         self.guard = threading.Lock()
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -126,6 +126,19 @@ class WandbServer(ThreadingHTTPServer):
         """The data of a GraphQL operation; an operation that is not known here has none."""
         method = getattr(self, f"_{re.sub(r'(?<!^)(?=[A-Z])', '_', operation).lower()}", None)
         return {} if method is None else method(variables)
+
+    # ---- workspaces
+
+    def _get_default_entity(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"id": "u", "entity": ENTITY}}
+
+    def _upsert_view2(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables["name"]
+        inserted = name not in self.views
+        if inserted == ("id" in variables):
+            return {}  # a view is changed by its id, which the client has of an earlier answer
+        self.views[name] = variables
+        return {"upsertView": {"view": {"id": f"view-{name}", "name": name}, "inserted": inserted}}
 
     # ---- runs
 

@@ -83,4 +83,5 @@ VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "report": _verb("report", "report"),
     "bench": _verb("bench", "bench"),
     "sync": _verb("sync", "sync"),
+    "dashboard": _verb("dashboard", "dashboard"),
 }

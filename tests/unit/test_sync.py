@@ -204,3 +204,4 @@ def test_the_agent_of_a_sweep_finds_its_run(
     assert_same(server, run)
     settings = server.runs["a1b2c3d4"].settings
     assert (settings["sweep"], settings["project"]) == ("sw33p", "agents")
+    assert server.runs["a1b2c3d4"].summary["val/loss"] == expected(run)[6]["val/loss"]

@@ -84,7 +84,12 @@ def _redacted_command_line() -> Iterator[None]:
 
 
 def _define_summaries(run: wandb.Run, monitor: Mapping[str, Any]) -> None:
-    """The summary has the best value beside the last one, of losses and of the metric that chooses the weights."""
+    """The summary has the best value beside the last one, of losses and of the metric that chooses the weights.
+
+    Not in a sweep of W&B: its search compares the history of a metric with the summary, where it takes no mapping.
+    """
+    if run.sweep_id is not None:
+        return
     for losses in LOSSES:
         run.define_metric(f"{losses}*", summary="min,last")
     if monitor:
@@ -92,17 +97,22 @@ def _define_summaries(run: wandb.Run, monitor: Mapping[str, Any]) -> None:
 
 
 def finish_run(run: wandb.Run, run_dir: Path, exit_code: int) -> None:
-    """End W&B's run with a summary of all attempts: a resumed run of wandb finds the best of its own rows only."""
-    monitor = dict(run.config).get("monitor") or {"metric": None}
+    """End W&B's run, with the summary of all attempts: a resumed run of wandb finds the best of its own rows only."""
+    if run.sweep_id is None:
+        monitor = dict(run.config).get("monitor") or {}
+        run.summary.update(_summaries(run_dir, monitor.get("metric"), monitor.get("mode", "min")))
+    run.finish(exit_code=exit_code)
+
+
+def _summaries(run_dir: Path, monitored: str | None, mode: str) -> dict[str, dict[str, float]]:
     values: dict[str, list[float]] = {}
     for row in metric_rows(run_dir).values():
         for name, value in row.items():
-            if (name.startswith(LOSSES) or name == monitor["metric"]) and not math.isnan(value):
+            if (name.startswith(LOSSES) or name == monitored) and not math.isnan(value):
                 values.setdefault(name, []).append(value)
-    for name, all_values in values.items():
-        mode = monitor["mode"] if name == monitor["metric"] else "min"
-        run.summary[name] = {mode: (max if mode == "max" else min)(all_values), "last": all_values[-1]}
-    run.finish(exit_code=exit_code)
+    modes = {name: mode if name == monitored else "min" for name in values}
+    best = {"min": min, "max": max}
+    return {name: {modes[name]: best[modes[name]](found), "last": found[-1]} for name, found in values.items()}
 
 
 def upload_rows(run: wandb.Run, run_dir: Path, *, finished: bool, growing: bool = False) -> tuple[int, int]:

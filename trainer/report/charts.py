@@ -62,7 +62,7 @@ def build_charts(runs: Sequence[RunData], max_points: int = MAX_POINTS) -> list[
             grouped.setdefault((section, title), []).append(line)
     charts = [Chart(section, title, _ordered_parts(lines), tuple(lines)) for (section, title), lines in grouped.items()]
     charts += _share_charts(runs, max_points)
-    return sorted(charts, key=lambda chart: (SECTIONS.index(chart.section), _rank_in_section(chart), chart.title))
+    return sorted(charts, key=lambda chart: (SECTIONS.index(chart.section), rank_in_section(chart.title), chart.title))
 
 
 def placed(name: str) -> tuple[Section, str, str]:
@@ -88,10 +88,10 @@ def _section(name: str) -> Section:
     return "Speed" if name.startswith("perf/") else "Other"
 
 
-def _rank_in_section(chart: Chart) -> int:
+def rank_in_section(title: str) -> int:
     """Losses before metrics, accuracy before other metrics, throughput before what explains it."""
     order = ("loss", "accuracy", "optim/lr", "perf/samples_per_s", "perf/tokens_per_s", "perf/step_time")
-    return next((number for number, word in enumerate(order) if chart.title.startswith(word)), len(order))
+    return next((number for number, word in enumerate(order) if title.startswith(word)), len(order))
 
 
 def _ordered_parts(lines: Sequence[Line]) -> tuple[str, ...]:

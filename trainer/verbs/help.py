@@ -220,6 +220,19 @@ does not have. Pictures, tables of predictions, report.html, profile/ and the mo
 login, or WANDB_API_KEY) and a server (WANDB_BASE_URL, https://api.wandb.ai without it). docs/wandb.md says more.""",
         [f"sync run={RUN}"],
     ),
+    "dashboard": VerbHelp(
+        "make a workspace of W&B with the charts of the report",
+        "dashboard run=DIR   or   dashboard project=NAME [root=DIR]",
+        """\
+Arguments:
+  run=DIR              the run's directory; the workspace shows this run
+  project=NAME         the workspace shows all runs of this W&B project
+  root=DIR             with project: the directory of runs whose metrics get panels, outputs by default
+
+It is written to DIR/dashboard.json, or dashboard-NAME.json, and saved on the server where there are a key and a route;
+a second call replaces it. It needs the package wandb-workspaces (pip install 'hydra-lightning-trainer[dashboard]').""",
+        [f"dashboard run={RUN}", "dashboard project=trainer"],
+    ),
     "bench": VerbHelp(
         "measure what more devices bring to training, inference or data loading",
         "bench scaling [training|inference|data] trainer.devices=1,2 [KEY=VALUE | GROUP=MEMBER ...]",

@@ -18,7 +18,7 @@ from trainer.config.credentials import has_wandb_key
 from trainer.config.loggers import WandbLoggerConfig, nested
 from trainer.errors import EXIT_DONE, UserError, counted
 from trainer.network import route_problem
-from trainer.report.read import RunReader, mapping_in
+from trainer.report.read import RunData, RunReader, mapping_in
 from trainer.run.files import LOCK_FILE, METRICS_FILE, LockHeld, lock_file
 from trainer.run.record import Record
 from trainer.task import HOME
@@ -89,7 +89,7 @@ def _stored_run(run_dir: Path) -> StoredRun:
     if growing and not _newest_is_offline(run_dir):
         raise UserError(f"run={run_dir}: is being trained online", "it uploads by itself; sync it when it has ended")
     finished = data.record["status"] == "finished"
-    return StoredRun(run_dir, _settings(run_dir, data.config), data.config, finished, growing)
+    return StoredRun(run_dir, wandb_settings(data), data.config, finished, growing)
 
 
 def _in_use(run_dir: Path) -> bool:
@@ -108,22 +108,22 @@ def _newest_is_offline(run_dir: Path) -> bool:
     return not folders or folders[-1].name.startswith("offline-")
 
 
-def _settings(run_dir: Path, mapping: Mapping[str, Any]) -> WandbLoggerConfig:
+def wandb_settings(run: RunData) -> WandbLoggerConfig:
     """W&B's settings of the run; those of conf/ where it has trained without that logger.
 
     Raises: UserError: a value is wrong, or refers to a variable that is not set here.
     """
     values = yaml.safe_load((HOME / "conf" / "logger" / "wandb.yaml").read_text(encoding="utf-8"))["wandb"]
     try:
-        resolved: Any = OmegaConf.create({**mapping})
-        logger = mapping_in(mapping, "logger")
+        resolved: Any = OmegaConf.create({**run.config})
+        logger = mapping_in(run.config, "logger")
         if "name" in logger:
             resolved["logger"] = nested(logger)
         node = OmegaConf.select(resolved, "logger.wandb")
         stored: Any = OmegaConf.to_container(node, resolve=True) if node is not None else {}
         return WandbLoggerConfig(**{**values, **stored})
     except (OmegaConfBaseException, ValidationError) as error:
-        raise UserError(f"run={run_dir}: logger.wandb in config.yaml: {str(error).splitlines()[0]}") from error
+        raise UserError(f"run={run.directory}: logger.wandb in config.yaml: {str(error).splitlines()[0]}") from error
 
 
 def _upload(run: StoredRun) -> None:
