@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
 import json
 import pstats
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import pytorch_lightning as pl
@@ -25,6 +28,8 @@ from trainer.clock import StepClock
 from trainer.profile import memory
 from trainer.profile.memory_picture import COLORS
 from trainer.profile.steps import ProfiledSteps
+from trainer.report.page import write_report
+from trainer.report.profile import read_profile
 from trainer.run.metrics_file import read_metrics
 from trainer.run.stored_config import read_stored_config
 
@@ -168,6 +173,46 @@ def test_functions_are_those_of_the_chosen_steps(finished: Finished) -> None:
 def test_simple_is_lightnings(finished: Finished) -> None:
     assert files(finished("simple")) == ["fit-hooks-rank-0.txt"]
     assert "run_training_batch" in (finished("simple") / "profile" / "fit-hooks-rank-0.txt").read_text()
+
+
+def links(page: Path) -> dict[Path, str]:
+    """Files that a page links to, and their names there."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'<a href="([^"#]+)">([^<]+)</a>', text)
+    return {(page.parent / unquote(url)).resolve(): name for url, name in found}
+
+
+def test_the_page_of_a_run_shows_its_profile(finished: Finished, tmp_path: Path) -> None:
+    for profiler in ("torch", "memory", "python"):
+        run = finished(profiler)
+        assert links(run / "report.html") == {path.resolve(): path.name for path in (run / "profile").iterdir()}
+    page = (finished("memory") / "report.html").read_text()
+    assert base64.b64encode((finished("memory") / "profile" / "memory-rank-0.png").read_bytes()).decode() in page
+    page = (finished("torch") / "report.html").read_text()
+    table = rows(finished("torch") / "profile" / "operators-rank-0.csv")
+    assert page.index("operators-rank-0.csv <small>first 20 rows") < page.index(f"<td>{table[0]['operator']}</td>")
+    assert f"<td>{table[19]['operator']}</td>" in page and "opens in ui.perfetto.dev" in page
+    assert 'id="profile"' not in (finished("none") / "report.html").read_text()
+    compared = tmp_path / "pages" / "two.html"
+    write_report([finished("none"), finished("torch"), finished("memory")], compared)
+    assert len(links(compared)) == 6 and all(path.is_file() for path in links(compared))
+
+
+def test_the_table_of_a_profile_is_that_of_its_first_rank(tmp_path: Path) -> None:
+    (tmp_path / "profile").mkdir()
+    for rank in (10, 2, 3):
+        (tmp_path / "profile" / f"operators-rank-{rank}.csv").write_text(f"operator,calls\nof rank {rank},1\n")
+    profile = read_profile(tmp_path)
+    assert profile is not None and [table.title for table in profile.tables] == ["operators-rank-2.csv"]
+    assert (profile.files[0].name, profile.files[0].url) == ("operators-rank-10.csv", "")
+
+
+def test_the_end_of_a_run_names_the_files(in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*WORDS, "max_epochs=1", "limit_val_batches=0", "profiler=python", "profiler.steps=[1,1]"]
+    assert main(words) == 0
+    run = only_run(in_directory / "outputs").relative_to(in_directory)
+    names = "functions-rank-0.csv, functions-rank-0.prof, functions-rank-0.txt"
+    assert f"  profile  {run}/profile: {names}\n" in capsys.readouterr().out
 
 
 def parts_of_the_run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Any, Any]:

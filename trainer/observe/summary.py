@@ -15,6 +15,7 @@ from trainer.config.own_parts import OBJECT, TARGET, own_targets
 from trainer.config.schema import Config
 from trainer.observe.account import Account
 from trainer.run.files import CURVES_FILE, HF_DIR, METRICS_FILE, MODEL_FILE, PROFILE_DIR, REPORT_FILE
+from trainer.run.media import find_profile
 from trainer.run.metrics_file import read_metrics
 from trainer.world import World
 
@@ -23,6 +24,8 @@ PERFORMANCE = {
     f"perf/{name}"
     for name in ("samples_per_s", "tokens_per_s", "step_time_s", "mfu", "mfu_measured", "peak_memory_gib")
 }
+
+MAX_NAMES = 6  # of a profile's files
 
 
 def print_start(
@@ -66,11 +69,18 @@ def print_summary(console: Console, run_dir: Path, config: Config, account: Acco
         _print(console, line)
     files = {"run": "", "curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
     files |= {"report": REPORT_FILE} if (run_dir / REPORT_FILE).exists() else {}
-    files |= {"profile": PROFILE_DIR} if (run_dir / PROFILE_DIR).exists() else {}
+    profile = [path.name for path in find_profile(run_dir)]
+    files |= {"profile": f"{PROFILE_DIR}: {_some(profile)}"} if profile else {}
     files |= {"hf": HF_DIR} if (run_dir / HF_DIR).exists() else {}
     for name, place in {**{name: str(run_dir / file) for name, file in files.items()}, **places}.items():
         _print(console, f"  {name:<9}{place}")
     _print(console, f"next: {_evaluation(run_dir, config)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _evaluation(run_dir: Path, config: Config) -> str:

@@ -19,6 +19,7 @@ from trainer.report import facts
 from trainer.report.charts import SECTIONS, SETS, Chart, build_charts, mean_shares, share_names
 from trainer.report.figures import COLORS, bokeh_script, color_of, dash_of, figure_json
 from trainer.report.pictures import read_gallery
+from trainer.report.profile import read_profile
 from trainer.report.read import RunData, RunReader, unique_labels
 from trainer.run.files import METRICS_FILE, REPORT_FILE, write_text
 from trainer.version import __version__
@@ -47,7 +48,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
             raise UserError(f"run={run.directory}: no complete line in {METRICS_FILE} yet")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, render_report(runs))
+        write_text(out, render_report(runs, page_dir=out.parent))
     except OSError as error:
         raise UserError(f"out={out}: cannot be written ({error.strerror})") from error
 
@@ -62,8 +63,8 @@ def write_final_report(run_dir: Path) -> None:
         log.exception("no %s", REPORT_FILE)
 
 
-def render_report(runs: Sequence[RunData], live: Live | None = None) -> str:
-    """The page as HTML. Args: live: with it the page polls for new points."""
+def render_report(runs: Sequence[RunData], live: Live | None = None, page_dir: Path | None = None) -> str:
+    """The page as HTML. Args: live: with it the page polls for new points. page_dir: where it is written; for links."""
     charts = build_charts(runs)
     compared = len(runs) > 1
     # Of several runs the last pictures are compared, not how each came about.
@@ -85,6 +86,7 @@ def render_report(runs: Sequence[RunData], live: Live | None = None) -> str:
         shares=_share_bars(runs),
         config=facts.config_rows(runs),
         galleries=galleries,
+        profiles=[read_profile(run.directory, page_dir) for run in runs],
         facts=facts,
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),

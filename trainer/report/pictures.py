@@ -67,9 +67,9 @@ def read_gallery(run_dir: Path, max_frames: int = MAX_FRAMES) -> Gallery:
             gallery.left_out.append(title)
             continue
         room -= size
-        gallery.albums.append(Album(title, tuple(Frame(caption, _url(path)) for caption, path in frames)))
+        gallery.albums.append(Album(title, tuple(Frame(caption, embedded(path)) for caption, path in frames)))
     for file in find_tables(run_dir):
-        table = _read_table(file)
+        table = read_table(file)
         if table is None:
             gallery.left_out.append(file.name)
         elif table.rows:
@@ -97,11 +97,12 @@ def _evenly(items: Sequence[Any], count: int) -> list[Any]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def _url(path: Path) -> str:
+def embedded(path: Path) -> str:
+    """A picture as a data: URL."""
     return f"data:{TYPES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _read_table(path: Path) -> Table | None:
+def read_table(path: Path) -> Table | None:
     """The first rows of a CSV or JSON-lines file; None where it is damaged."""
     try:
         with path.open(encoding="utf-8", newline="") as file:

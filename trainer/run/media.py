@@ -1,4 +1,4 @@
-"""Pictures and tables that a task has left in its run directory."""
+"""Pictures, tables and profiles in a run directory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from trainer.run.files import PROFILE_DIR
 
 TYPES: Mapping[str, str] = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 FOLDERS = (".", "samples")
@@ -38,6 +40,11 @@ def find_tables(run_dir: Path) -> list[Path]:
         for path in sorted((run_dir / folder).glob(pattern))
         if _is_own(path)
     ]
+
+
+def find_profile(run_dir: Path) -> list[Path]:
+    """Files that a profiler has written, by name."""
+    return [path for path in sorted((run_dir / PROFILE_DIR).glob("*")) if _is_own(path)]
 
 
 def picture(path: Path, run_dir: Path) -> Picture:

@@ -15,6 +15,7 @@ from trainer.config.nodes import node_range
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, UserError, nearest
 from trainer.faults.signals import create_stop_file, stop_before_training, stop_requested
 from trainer.launch.agent import start_nodes, start_ranks
+from trainer.launch.nsys import needs_nsys, note_run, run_under_nsys
 from trainer.launch.process_group import process_group
 from trainer.launch.rank_logs import set_up_rank_logs
 from trainer.launch.submit import submit, submits
@@ -39,6 +40,8 @@ def fit(words: Sequence[str]) -> int:
     command = [*options.as_words(), *overrides]
     if submits(prepared.config):
         return submit(prepared.config, command)
+    if needs_nsys(prepared.config):
+        return run_under_nsys(command, prepared.world.num_nodes)
     if starts_nodes(prepared):
         return EXIT_STOPPED if start_nodes(prepared.world, prepared.config, command) else EXIT_DONE
     return exit_code(fit_run(prepared))
@@ -51,7 +54,13 @@ def starts_nodes(prepared: PreparedRun) -> bool:
 
 
 def fit_run(prepared: PreparedRun) -> Outcome:
-    """Open the run and train in this process, in ranks that it starts, or as one of the ranks that it has joined."""
+    """Open the run and train in this process, in ranks that it starts, or as one of the ranks that it has joined.
+
+    Raises: UserError: also for profiler=nsys, under which only the verb starts the command again.
+    """
+    if needs_nsys(prepared.config):
+        advice = "start Python itself under nsys profile, or use profiler=torch"
+        raise UserError("profiler=nsys: only the command starts itself under nsys, not Python", advice)
     return fit_joined(prepared) if prepared.world.joined else _fit_here(prepared)
 
 
@@ -111,6 +120,7 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> Outcome:
     from trainer.faults.stop import StopRequested
 
     world = prepared.world
+    note_run(run_dir)
     if world.rank == 0:
         _report_restart(run_dir)
         if prepared.config.run.print_config:
