@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -19,6 +20,8 @@ from trainer.run.files import MODEL_FILE, PROFILE_DIR, REPORT_FILE
 from trainer.run.media import find_pictures, find_tables, section_name
 from trainer.run.metrics_file import metric_rows
 from trainer.run.record import Record
+
+log = logging.getLogger(__name__)
 
 MAX_TABLE_ROWS = 1000
 LOSSES = ("train/loss", "val/loss")
@@ -129,8 +132,9 @@ def upload_rows(run: wandb.Run, run_dir: Path, *, finished: bool, growing: bool 
     for picture in find_pictures(run_dir):
         # A later one was drawn after the checkpoint at which the run goes on, and will be drawn again.
         if picture.step is not None and run.starting_step <= picture.step <= last:
-            row = rows.setdefault(picture.step, {})
-            row[section_name(picture.path, run_dir)] = wandb.Image(str(picture.path))
+            media = _media(picture.path)
+            if media is not None:
+                rows.setdefault(picture.step, {})[section_name(picture.path, run_dir)] = media
     missing = sorted(step for step in rows if step >= run.starting_step)
     if finished and missing:
         rows[missing[-1]] |= files_of_run(run_dir)
@@ -140,23 +144,29 @@ def upload_rows(run: wandb.Run, run_dir: Path, *, finished: bool, growing: bool 
 
 
 def files_of_run(run_dir: Path) -> dict[str, Any]:
-    """Pictures that belong to no single step, and tables, by their names in W&B. A damaged table is left out."""
+    """Pictures that belong to no single step, and tables, by their names in W&B."""
     pictures = [each.path for each in find_pictures(run_dir) if each.step is None]
-    files: dict[str, Any] = {section_name(path, run_dir): wandb.Image(str(path)) for path in pictures}
-    for path in find_tables(run_dir):
-        table = _table(path)
-        if table is not None:
-            files[section_name(path, run_dir)] = table
-    return files
+    files = {section_name(path, run_dir): _media(path) for path in [*pictures, *find_tables(run_dir)]}
+    return {name: media for name, media in files.items() if media is not None}
 
 
-def _table(path: Path) -> wandb.Table | None:
+def _media(path: Path) -> list[wandb.Image] | wandb.Table | None:
+    """A file as W&B shows it; None, and a line in the log, where it is damaged: it must not end the run."""
     try:
         if path.suffix == ".csv":
-            return wandb.Table(dataframe=pandas.read_csv(path, nrows=MAX_TABLE_ROWS))
-        return wandb.Table(dataframe=pandas.read_json(path, lines=True, nrows=MAX_TABLE_ROWS))
-    except ValueError:
+            return _table(pandas.read_csv(path, nrows=MAX_TABLE_ROWS))
+        if path.suffix == ".jsonl":
+            return _table(pandas.read_json(path, lines=True, nrows=MAX_TABLE_ROWS))
+        # A list, as Lightning logs images: W&B shows a key of one type only.
+        return [wandb.Image(str(path))]
+    except (OSError, ValueError) as error:
+        log.warning("W&B does not get %s: %s", path, error)
         return None
+
+
+def _table(rows: pandas.DataFrame) -> wandb.Table:
+    # An empty cell is NaN in pandas, which wandb does not take among texts.
+    return wandb.Table(dataframe=rows, allow_mixed_types=True)
 
 
 def log_artifacts(run: wandb.Run, run_dir: Path) -> None:
