@@ -54,7 +54,7 @@ def only_run(directory: Path) -> Path:
 def expected(run: Path) -> dict[int, dict[str, float]]:
     """The lines of metrics.jsonl by step."""
     rows: dict[int, dict[str, float]] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
+    for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]:
         values = json.loads(line)
         rows.setdefault(values.pop("step"), {}).update(values)
     return rows
@@ -193,6 +193,24 @@ def test_a_refused_key_is_a_user_error(
     (row,) = server.runs["0badcafe"].history
     assert row["_step"] == 3 and math.isnan(row["train/loss"])
     assert server.runs["0badcafe"].settings["project"] == "trainer"
+
+
+def test_a_run_that_trains_offline_keeps_its_last_step(server: WandbServer, in_directory: Path) -> None:
+    """Its row may not be complete: the evaluation after it logs at the same step."""
+    run = in_directory / "run"
+    (run / "wandb" / "offline-run-20261130_010203-0badcafe").mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"status": "running", "attempts": [], "wandb_id": "0badcafe"}))
+    (run / "config.yaml").write_text("logger: {wandb: {project: p, tags: [a]}}\n")
+    (run / "metrics.jsonl").write_text('{"step": 3, "train/loss": 2.0}\n{"step": 6, "train/loss": 1.0}\n')
+    with lock_file(run / LOCK_FILE, "process 1"):
+        assert main(["sync", "run=run"]) == 0
+    assert [row["_step"] for row in server.runs["0badcafe"].history] == [3]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "val/loss": 4.0}\n{"step": 9, "tra')
+    assert main(["sync", "run=run"]) == 0
+    assert_same(server, run)
+    settings = server.runs["0badcafe"].settings
+    assert (settings["project"], settings["tags"]) == ("p", ["a"])
 
 
 def test_the_agent_of_a_sweep_finds_its_run(
