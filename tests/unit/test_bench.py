@@ -150,7 +150,7 @@ def test_a_study_measures_both_sides_and_writes_its_files(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("trainer.verbs.bench.request.FEWEST_ROUNDS", 2)
+    monkeypatch.setattr("trainer.verbs.bench.words.FEWEST_ROUNDS", 2)
     assert main([*STUDIES[kind], "rounds=2", "out=study"]) == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "study" / "result.json").read_text())

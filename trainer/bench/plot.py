@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from trainer.bench.comparison import Comparison
 from trainer.bench.result import Result
 from trainer.bench.speedup import SpeedUp
 
@@ -36,12 +38,34 @@ MEASURED, PREDICTED = {False: "#4477aa", True: "#aa3377"}, "--"
 def draw(result: Result, file: Path) -> None:
     """Write the picture."""
     panels = [_speed_up, _efficiency] if result.strong or result.weak else [_gains]
-    panels += [_parts] if result.parts() else []
-    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    _save(result, panels, file)
+
+
+def draw_comparison(comparison: Comparison, file: Path) -> None:
+    """Write the picture of a comparison: every sample by side, and the parts of a unit of work where they are known."""
+    _save(comparison, [_times], file)
+
+
+def _save(result: Result | Comparison, panels: Sequence[Callable[[Any, Any], None]], file: Path) -> None:
+    panels = [*panels, _parts] if result.parts() else panels
+    figure = Figure(figsize=(4.6 * max(len(panels), 1.4), 3.8), layout="constrained")
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
         panel(result, axes)
-    figure.suptitle(result.title, fontsize=11)
+    figure.suptitle(result.title, fontsize=11, wrap=True)
     figure.savefig(file, dpi=110)
+
+
+def _times(comparison: Comparison, axes: Any) -> None:
+    names = list(comparison.samples)
+    for place, name in enumerate(names):
+        times_ms = [1000 * sample.time_s for sample in comparison.samples[name]]
+        axes.plot(times_ms, [place] * len(times_ms), "o", alpha=0.5, color=MEASURED[False])
+        axes.plot(median(times_ms), place, "|", markersize=22, color=MEASURED[True])
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"ms a {comparison.question.unit}, {comparison.question.clock}; bar: median")
+    axes.grid(alpha=0.3)
 
 
 def _curves(result: Result) -> list[tuple[bool, Sequence[SpeedUp]]]:
@@ -87,8 +111,8 @@ def _gains(result: Result, axes: Any) -> None:
     axes.set_ylabel(f"speed-up over {names[0]}")
 
 
-def _parts(result: Result, axes: Any) -> None:
-    sides = {name: parts for name, parts in result.parts().items() if not name.endswith(" again")}
+def _parts(result: Result | Comparison, axes: Any) -> None:
+    sides = result.parts()
     bottom = dict.fromkeys(sides, 0.0)
     for group, color in COLORS.items():
         heights = [
@@ -97,7 +121,7 @@ def _parts(result: Result, axes: Any) -> None:
         axes.bar(list(sides), heights, bottom=list(bottom.values()), color=color, label=group)
         bottom = {name: base + height for (name, base), height in zip(bottom.items(), heights, strict=True)}
     axes.tick_params(axis="x", labelrotation=20)
-    _finish(axes, "ranks", "ms of a step")
+    _finish(axes, "ranks" if isinstance(result, Result) else "", "ms of a step")
 
 
 def _finish(axes: Any, horizontal: str, vertical: str) -> None:

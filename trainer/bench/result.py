@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from trainer.bench.rounds import Samples
-from trainer.bench.speedup import Interval, SpeedUp
+from trainer.bench.rounds import Samples, mean_parts
+from trainer.bench.speedup import Interval, SpeedUp, shown
 
 UNITS = {"training": "step", "inference": "pass over the batches", "data": "epoch of batches"}
 
@@ -60,11 +59,7 @@ class Result:
 
     def parts(self) -> dict[str, dict[str, float]]:
         """Mean seconds of a unit by part, for each side whose parts are known."""
-        return {
-            name: {part: fmean(s.details[part] for s in own) for part in own[0].details}
-            for name, own in self.samples.items()
-            if own[0].details
-        }
+        return mean_parts(self.samples)
 
 
 def print_result(result: Result, out: Path, console: Console) -> None:
@@ -100,11 +95,6 @@ def rows_of(result: Result) -> Rows:
         gains = [[name, shown(gain)] for name, gain in result.gains.items()]
         tables.append(("one device of each kind", ["accelerator", "speed-up"], gains))
     return tables
-
-
-def shown(interval: Interval) -> str:
-    """An estimate with its interval."""
-    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
 
 
 def _row(result: Result, row: SpeedUp, weak: bool) -> list[str]:

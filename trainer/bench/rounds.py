@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 FEWEST_ROUNDS = 7
 AGAIN = " again"
@@ -14,12 +16,14 @@ class Sample:
     """One measurement.
 
     time_s: seconds of one unit of work, such as a step. computed: numbers that show what was computed, which have to be
-    the same on all sides. details: seconds of each part of the unit, where they are known.
+    the same on all sides. details: seconds of each part of the unit, where they are known. figures: what else was
+    measured, by name with unit.
     """
 
     time_s: float
     computed: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 Samples = Mapping[str, Sequence[Sample]]
@@ -49,9 +53,28 @@ def run_rounds(
 def largest_difference(samples: Samples, names: Sequence[str]) -> float:
     """Largest relative difference of any computed number from the first side's first sample; 0.0 without numbers."""
     reference = samples[names[0]][0].computed
-    differences = [0.0]
-    for sample in (sample for name in names for sample in samples[name]):
-        for key in reference.keys() & sample.computed.keys():
-            scale = max(abs(reference[key]), 1e-12)
-            differences.append(abs(sample.computed[key] - reference[key]) / scale)
-    return max(differences)
+    return difference(reference, [sample for name in names for sample in samples[name]]) or 0.0
+
+
+def difference(reference: Mapping[str, float], samples: Sequence[Sample]) -> float | None:
+    """Largest relative difference of a number that the samples computed from the reference's number of that name.
+
+    Returns: infinity where one is not finite; None where they have no number in common.
+    """
+    found = [
+        abs(sample.computed[key] - reference[key]) / max(abs(reference[key]), 1e-12)
+        for sample in samples
+        for key in reference.keys() & sample.computed.keys()
+    ]
+    if not found:
+        return None
+    return max(found) if all(map(math.isfinite, found)) else math.inf
+
+
+def mean_parts(samples: Samples) -> dict[str, dict[str, float]]:
+    """Mean seconds of a unit by part, for each side whose parts are known."""
+    return {
+        name: {part: fmean(sample.details[part] for sample in own) for part in own[0].details}
+        for name, own in samples.items()
+        if own[0].details and not name.endswith(AGAIN)
+    }

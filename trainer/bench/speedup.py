@@ -25,6 +25,12 @@ class Interval:
         return Interval(function(self.value), *ends)
 
 
+def shown(interval: Interval, decimals: int = 2) -> str:
+    """An estimate with its interval, as text."""
+    value, low, high = (f"{each:.{decimals}f}" for each in (interval.value, interval.low, interval.high))
+    return f"{value} ({low} to {high})"
+
+
 @dataclass(frozen=True)
 class SpeedUp:
     """What a number of devices brings over one.

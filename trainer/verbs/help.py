@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.errors import EXIT_DONE, UserError, nearest
 from trainer.task import HOME, find_tasks
+from trainer.verbs.bench.table import BENCHMARKS
 
 OPTIONS = """\
 Options:
@@ -52,6 +53,9 @@ def help_verb(words: Sequence[str]) -> int:
 def print_help(verb: str | None, words: Sequence[str]) -> int:
     """Print the help of a verb, or the overview. Args: words: the command line without the verb. Returns: exit code."""
     overrides = [word for word in words if word not in ("-h", "--help")]
+    if verb == "bench" and overrides and overrides[0] in BENCHMARKS:
+        print(BENCHMARKS[overrides[0]].text(overrides[0]))
+        return EXIT_DONE
     # `trainer task=bert --help` asks for the keys of a training run.
     verb = verb or ("fit" if overrides else None)
     print(_overview() if verb is None else VERB_HELP[verb].text(verb, overrides))
@@ -234,20 +238,13 @@ a second call replaces it. It needs the package wandb-workspaces (pip install 'h
         [f"dashboard run={RUN}", "dashboard project=trainer"],
     ),
     "bench": VerbHelp(
-        "measure what more devices bring to training, inference or data loading",
-        "bench scaling [training|inference|data] trainer.devices=1,2 [KEY=VALUE | GROUP=MEMBER ...]",
-        """\
-Arguments:
-  trainer.devices=1,2  the numbers of devices to compare, of which 1 is one
-  trainer.accelerator=cpu,cuda   instead: one device of each kind; cpu without it
-  mode=MODE            strong (the same global batch), weak (a batch for each device) or both (default)
-  rounds=N             interleaved rounds, 7 at least and by default
-  steps=N              steps of a training sample, 60 by default
-  out=DIR              the folder of index.html, scaling.png and result.json
-
-It measures speed-up, efficiency and the serial fraction with confidence intervals, shows where the time of a step goes,
-and predicts the efficiency of more devices.""",
-        ["bench scaling task=cnn trainer.devices=1,2", "bench scaling data task=bert trainer.devices=1,2"],
+        "measure one way of doing the work against another",
+        "bench NAME [OPTION=VALUE ...] [KEY=VALUE | GROUP=MEMBER ...]",
+        "Benchmarks (python -m trainer bench NAME --help describes each):\n"
+        + "\n".join(f"  {name:<11} {each.compares}" for name, each in BENCHMARKS.items())
+        + "\n\nAll sides are measured in interleaved rounds, and what they compute is compared.\n"
+        "KEY=VALUE and GROUP=MEMBER are words of a training run.",
+        [f"bench {each.examples[0]}" for each in BENCHMARKS.values()],
     ),
     "completion": VerbHelp(
         "print a script that completes verbs, groups and keys in bash",

@@ -156,7 +156,7 @@ class TokenSet:
         """See Gatherable."""
         starts = self.buffer.offsets[indices]
         lengths = self.buffer.offsets[indices + 1] - starts
-        width = self._width(int(lengths.max()))
+        width = self.batch_width(int(lengths.max()))
         columns = np.arange(width)
         real = columns < lengths[:, None]
         # Positions beyond a text read the next text, or the buffer's last token, and are replaced by padding.
@@ -173,7 +173,8 @@ class TokenSet:
             is_full=bool(real.all()),
         )
 
-    def _width(self, longest: int) -> int:
+    def batch_width(self, longest: int) -> int:
+        """The width of a batch, in tokens. Args: longest: tokens of its longest text."""
         if self.width is not None:
             return self.width
         rounded = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from trainer.bench.rounds import FEWEST_ROUNDS
-from trainer.errors import UserError, counted, nearest
+from trainer.errors import UserError, counted
+from trainer.verbs.bench.words import FEWEST_STEPS, number, rounds_of, take_own
 from trainer.verbs.prepare import PreparedRun, prepare, take_options
 
 Kind = Literal["training", "inference", "data"]
@@ -17,7 +17,6 @@ Mode = Literal["strong", "weak", "both"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 OWN = {"rounds": "7", "steps": "60", "mode": "both", "out": ""}
 DEVICES, ACCELERATOR = "trainer.devices", "trainer.accelerator"
-FEWEST_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,9 @@ def parse(words: Sequence[str]) -> Request:
     """Check the words. Raises: UserError: a wrong word, a missing side, or devices that are not here."""
     rest = list(words)
     kind = rest.pop(0) if rest and rest[0] in KINDS else "training"
-    own, others, swept = dict(OWN), [], {DEVICES: "", ACCELERATOR: "cpu"}
-    for word in rest:
-        key, equals, value = word.partition("=")
-        if not equals and not word.startswith("-"):
-            raise UserError(f"bench scaling {word}: not of the form key=value; {nearest(word, KINDS)}")
-        if key in swept:
-            swept[key] = value
-        elif key in own:
-            own[key] = value
-        else:
-            others.append(word)
-    accelerators = swept[ACCELERATOR].split(",")
-    devices = _devices(swept[DEVICES], accelerators)
+    own, others = take_own("scaling", rest, {**OWN, DEVICES: "", ACCELERATOR: "cpu"}, KINDS)
+    accelerators = own[ACCELERATOR].split(",")
+    devices = _devices(own[DEVICES], accelerators)
     mode = own["mode"]
     if mode not in get_args(Mode):
         raise UserError(f"mode={mode}: possible: {', '.join(get_args(Mode))}")
@@ -72,8 +61,8 @@ def parse(words: Sequence[str]) -> Request:
         [*options.as_words(), *overrides],
         devices,
         accelerators,
-        _number("rounds", own["rounds"], FEWEST_ROUNDS),
-        _number("steps", own["steps"], FEWEST_STEPS),
+        rounds_of(own),
+        number("steps", own["steps"], FEWEST_STEPS),
         mode,  # pyright: ignore[reportArgumentType]
         out,
         prepared[0],
@@ -103,9 +92,3 @@ def _devices(text: str, accelerators: Sequence[str]) -> list[int]:
             f"as in {DEVICES}=1,2",
         )
     return devices
-
-
-def _number(key: str, text: str, fewest: int) -> int:
-    if not text.isdecimal() or int(text) < fewest:
-        raise UserError(f"{key}={text}: a number from {fewest} on is needed")
-    return int(text)

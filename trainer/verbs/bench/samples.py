@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -11,60 +10,66 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from trainer.bench.process import run_process
 from trainer.bench.rounds import Sample
 from trainer.errors import EXIT_DONE, EXIT_USER, UserError
 from trainer.launch.agent import start_ranks
 from trainer.run.metrics_file import read_metrics
 from trainer.run.stored_config import plugins_word
-from trainer.verbs.bench.request import ACCELERATOR, DEVICES, Kind, Request
+from trainer.verbs.bench.request import ACCELERATOR, DEVICES, Kind
+from trainer.verbs.prepare import PreparedRun
 from trainer.world import World
 
 WINDOWS = 6
 # The first windows of a run are slower: memory is allocated, kernels are chosen.
 WARM_UP_WINDOWS = 2
-SHARE, TIME = "perf/share_", "perf/step_time_s"
+SHARE, TIME, MEMORY = "perf/share_", "perf/step_time_s", "perf/peak_memory_gib"
 BETWEEN_STEPS = ("evaluation", "checkpoint")
 
 
 class Workshop:
-    """Measures samples of a request in a temporary folder. threads: of each rank."""
+    """Measures samples of a configuration in a temporary folder.
 
-    def __init__(self, request: Request, folder: Path) -> None:
-        self.request, self.folder = request, folder
-        self.threads = max(1, (os.cpu_count() or 1) // max(request.devices))
+    prepared: on one device. words: of the configuration, without devices. steps: of a training run. threads: of each
+    rank.
+    """
+
+    def __init__(self, prepared: PreparedRun, words: Sequence[str], steps: int, ranks: int, folder: Path) -> None:
+        self.prepared, self.words, self.steps, self.folder = prepared, words, steps, folder
+        self.threads = max(1, (os.cpu_count() or 1) // ranks)
         self.numbers = count(1)
         self.passes: dict[str, int] = {}
 
-    def train(self, devices: int, accelerator: str, global_size: int, steps: int | None = None) -> tuple[Path, Sample]:
+    def train(
+        self, devices: int, accelerator: str, global_size: int, steps: int | None = None, more: Sequence[str] = ()
+    ) -> tuple[Path, Sample]:
         """A training run. Returns: its directory, and the median time of a step after the warm-up.
 
-        Raises: UserError: the run could not be made.
+        Args: more: words of this run alone. Raises: UserError: the run could not be made.
         """
-        steps = steps or self.request.steps
+        steps = steps or self.steps
         name = f"sample-{next(self.numbers)}"
         words = [
-            "fit", *self.request.words, f"{DEVICES}={devices}", f"{ACCELERATOR}={accelerator}",
+            "fit", *self.words, f"{DEVICES}={devices}", f"{ACCELERATOR}={accelerator}",
             f"batch.global_size={global_size}", f"trainer.max_steps={steps}", "trainer.max_epochs=null",
             f"trainer.log_every_n_steps={max(1, steps // WINDOWS)}", "trainer.limit_val_batches=1",
             "trainer.limit_test_batches=0", "trainer.enable_progress_bar=false", "logger=none",
-            f"run.root={self.folder}", f"run.name={name}",
+            f"run.root={self.folder}", f"run.name={name}", *more,
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        command = [sys.executable, "-m", "trainer", *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode == EXIT_USER:
+        done = run_process([sys.executable, "-m", "trainer", *words], {"OMP_NUM_THREADS": str(self.threads)})
+        if done.code == EXIT_USER:
             raise UserError(*done.stderr.strip().splitlines()[-3:])
-        if done.returncode != EXIT_DONE:
-            raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}")
-        run_dir = self.folder / self.request.prepared.config.task.name / name
-        return run_dir, training_sample(read_metrics(run_dir))
+        if done.code != EXIT_DONE:
+            raise RuntimeError(f"{' '.join(words)} ended with {done.code}\n{done.stdout}{done.stderr}")
+        run_dir = self.folder / self.prepared.config.task.name / name
+        return run_dir, training_sample(read_metrics(run_dir), done.peak_gib)
 
     def work(self, kind: Kind | str, run_dir: Path, devices: int, accelerator: str) -> Sample:
         """A pass of loading or inference on ranks of their own; the first one decides how many passes a sample takes.
 
         Raises: UserError, RankFailure: as a run's ranks do.
         """
-        prepared = self.request.prepared
+        prepared = self.prepared
         words = [f"kind={kind}", f"passes={self.passes.get(kind, 0)}"]
         words += [f"{DEVICES}={devices}", f"{ACCELERATOR}={accelerator}"]
         words += [*plugins_word(prepared.config.plugins), *prepared.own_words]
@@ -76,9 +81,13 @@ class Workshop:
         return Sample(result["time_s"], result["computed"], {})
 
 
-def training_sample(lines: Sequence[Mapping[str, Any]]) -> Sample:
-    """A sample from the lines of metrics.jsonl: losses by step, and seconds of a step in each state of the clock."""
-    logged = [line for line in lines if TIME in line][WARM_UP_WINDOWS:]
+def training_sample(lines: Sequence[Mapping[str, Any]], process_gib: float = 0.0) -> Sample:
+    """A sample from the lines of metrics.jsonl: losses by step, and seconds of a step in each state of the clock.
+
+    Args: process_gib: most memory of one process of the run, for the devices whose own memory is not logged.
+    """
+    timed = [line for line in lines if TIME in line]
+    logged = timed[WARM_UP_WINDOWS:]
     losses = {
         f"{key} step {line['step']}": line[key] for line in logged for key in line if key.startswith("train/loss")
     }
@@ -94,4 +103,8 @@ def training_sample(lines: Sequence[Mapping[str, Any]]) -> Sample:
         # What the mean rank waits for the slowest one; the clock counts it as communication.
         waiting = min(max(own) - fmean(own), details["communication"])
         details |= {"imbalance": waiting, "communication": details["communication"] - waiting}
-    return Sample(time_s, losses, details)
+    memory_gib = max((line[MEMORY] for line in logged if MEMORY in line), default=process_gib)
+    # Windows have equally many steps.
+    warm_up_s = timed[0]["step"] * sum(line[TIME] for line in timed[:WARM_UP_WINDOWS])
+    figures = {"warm-up, s": warm_up_s, "peak memory of a rank, GiB": memory_gib}
+    return Sample(time_s, losses, details, figures)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -14,12 +12,12 @@ from typing import Any
 
 from rich.console import Console
 
+from trainer.bench.compare import print_sample, surroundings
 from trainer.bench.page import write_result
 from trainer.bench.result import Prediction, Result, print_result
 from trainer.bench.rounds import AGAIN, Sample, Samples, largest_difference, run_rounds
 from trainer.bench.speedup import StepModel, ratio, speed_ups
 from trainer.errors import EXIT_DONE
-from trainer.run.provenance import cpu_name, gpu_names, package_versions
 from trainer.run.record import Record
 from trainer.verbs.bench.request import Request, busy_note, parse
 from trainer.verbs.bench.samples import Workshop
@@ -40,20 +38,14 @@ def scaling(words: Sequence[str]) -> int:
     """`bench scaling [training|inference|data] WORDS`. Returns: exit code. Raises: UserError."""
     request = parse(words)
     console = Console()
-    started, load = datetime.now(UTC), os.getloadavg()[0]
+    facts = surroundings(f"python -m trainer bench scaling {shlex.join(words)}")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        workshop = Workshop(request, Path(folder))
+        ranks = max(request.devices)
+        workshop = Workshop(request.prepared, request.words, request.steps, ranks, Path(folder))
         sides, model = _sides(request, workshop)
-        samples = run_rounds(sides, request.rounds, partial(_report, console, request.rounds))
+        samples = run_rounds(sides, request.rounds, partial(print_sample, console, request.rounds))
         predictions = model(samples)
-    facts = {
-        "command": f"python -m trainer bench scaling {shlex.join(words)}",
-        "date": started.isoformat(timespec="seconds"),
-        "hardware": ", ".join([cpu_name(), f"{os.cpu_count()} cores", *(gpu_names() or ["no GPU"])]),
-        "threads per rank": workshop.threads,
-        "load average before": round(load, 2),
-        "versions": {name: version for name, version in package_versions().items() if version},
-    }
+    facts |= {"threads per rank": workshop.threads}
     result = _result(request, samples, predictions, facts)
     write_result(result, request.out)
     print_result(result, request.out, console)
@@ -113,10 +105,6 @@ def _predict(request: Request, workshop: Workshop, run_dir: Path, samples: Sampl
         if request.mode in (mode, "both")
         for devices in sorted({*PREDICTED_DEVICES, *request.devices} - {1})
     ]
-
-
-def _report(console: Console, rounds: int, number: int, name: str, sample: Sample) -> None:
-    console.print(f"round {number}/{rounds}  {name:<20} {1000 * sample.time_s:10.3f} ms", highlight=False)
 
 
 def _result(request: Request, samples: Samples, predictions: Sequence[Prediction], facts: Mapping[str, Any]) -> Result:

@@ -1,0 +1,135 @@
+"""The benchmarks by name, with what --help prints of each: nothing here loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark.
+
+    function: "module:function" of this package. compares: one line. checked: how the sides are shown to do the same
+    work. options: besides rounds and out, with what they mean. examples: words after `bench`.
+    """
+
+    function: str
+    compares: str
+    checked: str
+    examples: Sequence[str]
+    options: Mapping[str, str] = field(default_factory=dict)
+    files: str = "result.md, result.png and result.json"
+    notes: str = ""
+
+    def text(self, name: str) -> str:
+        """What `bench NAME --help` prints."""
+        options = {
+            **self.options,
+            "rounds=N": "interleaved rounds, 7 at least and by default",
+            "out=DIR": f"the folder of {self.files}; outputs/bench/... without it",
+        }
+        lines = [f"bench {name}: {self.compares}", "", f"usage: python -m trainer {self._usage(name)}", ""]
+        lines += [f"  {option:<28} {meaning}" for option, meaning in options.items()]
+        lines += ["", f"Checked: {self.checked}.", *([self.notes] if self.notes else [])]
+        return "\n".join([*lines, "", "Examples:", *(f"  python -m trainer bench {words}" for words in self.examples)])
+
+    def _usage(self, name: str) -> str:
+        takes_words = any("task=" in example for example in self.examples)
+        return f"bench {name} [OPTION=VALUE ...]" + (" [KEY=VALUE | GROUP=MEMBER ...]" if takes_words else "")
+
+
+STEPS_OF_RUN = {"steps=N": "steps of a training run, 60 by default; the first third is warm-up and does not count"}
+LOSSES = "the losses of the same steps; the largest relative difference is in the table"
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "scaling": Benchmark(
+        "scaling:scaling",
+        "speed-up, efficiency and serial fraction of training, inference or data loading on more devices",
+        "losses, outputs or loaded samples of all sides",
+        [
+            "scaling task=cnn trainer.devices=1,2",
+            "scaling inference task=bert trainer.devices=1,2",
+            "scaling data task=cnn trainer.devices=1,2,4",
+            "scaling task=cnn trainer.accelerator=cpu,cuda",
+        ],
+        {
+            "training|inference|data": "first word: what is measured; training without it",
+            "trainer.devices=1,2": "the numbers of devices to compare, of which 1 is one",
+            "trainer.accelerator=cpu,cuda": "instead: one device of each kind; cpu without it",
+            "mode=MODE": "strong (the same global batch), weak (a batch for each device) or both (default)",
+            "steps=N": "steps of a training sample, 60 by default",
+        },
+        "index.html, scaling.png and result.json",
+        "It shows where the time of a step goes, and predicts the efficiency of more devices.",
+    ),
+    "startup": Benchmark(
+        "startup:startup",
+        "CPU time of `import trainer`, --help and a user error, against the bare interpreter and `import hydra`",
+        "the exit code of each process",
+        ["startup"],
+        {"starts=N": "processes of a sample, 3 by default"},
+    ),
+    "overhead": Benchmark(
+        "overhead:overhead",
+        "a step by the trainer's loop, by the same loop by hand, and by Lightning's automatic optimization",
+        "the losses of the first measured steps",
+        ["overhead task=cnn model=lenet5 batch.global_size=32", "overhead task=bert model.dropout=0 steps=2"],
+        {"steps=N": "steps of a turn, 20 by default"},
+        notes="All sides compute the task's loss with its metrics; the trainer also logs, accounts for time and draws.",
+    ),
+    "data": Benchmark(
+        "data:data",
+        "the task's batches and those of torch's DataLoader, which collates them sample by sample",
+        "every value of every batch, by sums weighted by place",
+        ["data task=cnn", "data task=bert"],
+        {"steps=N": "batches of a pass, 50 by default"},
+        notes="Decoding, tokenization and augmentation are on no side. Ready samples leave torch only the collation.",
+    ),
+    "bucketing": Benchmark(
+        "bucketing:bucketing",
+        "padding and time of a training step on texts, shuffled or grouped by length",
+        "the loss of the same texts, without dropout",
+        ["bucketing task=bert", "bucketing task=bert data=sst2 data.path=PATH model=minilm"],
+        {"steps=N": "training steps of a sample, 10 by default, on batches that stand for an epoch"},
+    ),
+    "ddp": Benchmark(
+        "runs:ddp",
+        "what communication costs: a step of several ranks with and without the all-reduce of gradients",
+        LOSSES,
+        ["ddp task=bert trainer.devices=2"],
+        {"trainer.devices=N": "ranks, 2 by default", **STEPS_OF_RUN},
+        notes="The learning rate is too small to change a weight, so that both sides do the same steps.",
+    ),
+    "strategies": Benchmark(
+        "runs:strategies",
+        "a training step and its memory under each strategy",
+        LOSSES,
+        ["strategies task=bert optimizer=sgd", "strategies task=cnn strategy=ddp,fsdp2 trainer.devices=4"],
+        {
+            "strategy=A,B,...": "the strategies, first the reference; ddp, fsdp2 and DeepSpeed 1 to 3 without it",
+            "trainer.devices=N": "ranks, 2 by default",
+            **STEPS_OF_RUN,
+        },
+        notes="Adam hides a wrong scale of gradients: compare with optimizer=sgd.",
+    ),
+    "precision": Benchmark(
+        "runs:precision",
+        "a training step and its memory in each precision",
+        f"{LOSSES}; 5 % are tolerated",
+        ["precision task=bert", "precision task=cnn model=resnet18 trainer.precision=32-true,bf16-mixed,16-mixed"],
+        {
+            "trainer.precision=A,B,...": "the precisions, first the reference; 32-true,bf16-mixed without it",
+            "trainer.devices=N": "ranks, 1 by default",
+            **STEPS_OF_RUN,
+        },
+    ),
+    "compile": Benchmark(
+        "runs:compile",
+        "a training step with and without torch.compile",
+        LOSSES,
+        ["compile task=cnn model=resnet18", "compile task=bert steps=240 data.pad_to_multiple_of=32"],
+        {"trainer.devices=N": "ranks, 1 by default", **STEPS_OF_RUN},
+        notes="Compilation is in the warm-up, whose time is in the table.",
+    ),
+}
