@@ -44,7 +44,8 @@ ALLOWED: dict[str, set[str]] = {
     "profile": {"errors", "clock", "config", "run"},
     "engine": {*CONTRACTS, "callbacks", "faults", "data", "module", "strategies", "checkpoint", "observe", "report"}
     | {"profile"},
-    "verbs": {*CONTRACTS, "data", "faults", "launch", "engine", "estimate"}
+    # `module` for the loops that `bench` compares with the trainer's.
+    "verbs": {*CONTRACTS, "data", "module", "faults", "launch", "engine", "estimate"}
     | {"optim", "strategies", "checkpoint", "observe", "report", "bench"},
     "cli": {"version", "errors", "task", "verbs"},
     "rank": {"errors", "faults", "launch", "verbs"},
