@@ -97,6 +97,10 @@ class WandbServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Refuse connections from now on."""
         self.shutdown()
         self.server_close()
 

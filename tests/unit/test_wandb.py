@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import SPIRALS_WORDS
+from wandb_server import WandbServer
 
+import trainer.observe.wandb as wandb_logger
 from trainer.cli import main
 from trainer.config.loggers import WandbLoggerConfig
 from trainer.observe.wandb import build_wandb_logger, can_reach_wandb, finish_wandb
@@ -34,6 +36,20 @@ def test_a_run_has_what_the_configuration_says(no_key: None, tmp_path: Path) -> 
     logger.log_metrics({"train/loss": 1.0}, step=5)
     assert finish_wandb(logger, 0, finished=True) == f"python -m trainer sync run={tmp_path}"
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_server_that_vanishes_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wandb_logger, "FINISH_TIMEOUT_S", 0.5)
+    write_json(tmp_path / "run.json", {"wandb_id": "0badcafe"})
+    with WandbServer() as server, server.client(monkeypatch):
+        logger = build_wandb_logger(CONFIG, {"seed": 3}, Record(tmp_path))
+        assert not logger.run.offline
+        logger.log_metrics({"train/loss": 1.0}, step=5)
+        server.stop()
+        assert finish_wandb(logger, 0, finished=True) == f"python -m trainer sync run={tmp_path}"
+    assert "has not received everything within 0.5 s" in caplog.text
 
 
 def test_a_key_without_a_route_is_offline(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

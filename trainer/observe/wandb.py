@@ -19,6 +19,9 @@ from trainer.run.record import Record
 
 log = logging.getLogger(__name__)
 
+# At the end of a run; wandb itself waits for a server that has gone for as long as it takes.
+FINISH_TIMEOUT_S = 120.0
+
 
 class StepLogger(WandbLogger):
     """W&B's own step is the optimizer step, and a row holds everything that is logged at a step.
@@ -56,7 +59,8 @@ def build_wandb_logger(config: WandbLoggerConfig, mapping: Mapping[str, Any], re
     run_dir = record.directory
     online = config.mode == "online" or (config.mode == "auto" and can_reach_wandb())
     (run_dir / "wandb").mkdir(exist_ok=True)
-    run = start_run(config, mapping, record, run_dir, online)
+    limits = {"finish_timeout": FINISH_TIMEOUT_S, "finish_timeout_raises": True}
+    run = start_run(config, mapping, record, run_dir, online, **limits)
     if online:
         upload_rows(run, run_dir, finished=False)
     return StepLogger(run_dir, run)
@@ -77,13 +81,17 @@ def can_reach_wandb() -> bool:
 def finish_wandb(logger: StepLogger, exit_code: int, finished: bool) -> str:
     """End the W&B run. Online, a finished one gets the pictures and tables of its directory, and artifacts.
 
-    Returns: the run's address, or the command that uploads an offline run.
+    Returns: the run's address, or the command that uploads what the server does not have.
     """
     run = logger.run
     if finished and not run.offline:
         logger.log_metrics(files_of_run(logger.run_dir))
         log_artifacts(run, logger.run_dir)
     logger.send_row()
-    where = f"python -m trainer sync run={logger.run_dir}" if run.offline else str(run.url)
-    finish_run(run, logger.run_dir, exit_code)
-    return where
+    sync, url, offline = f"python -m trainer sync run={logger.run_dir}", str(run.url), run.offline
+    try:
+        finish_run(run, logger.run_dir, exit_code)
+    except TimeoutError:
+        log.warning("W&B has not received everything within %g s; this uploads the rest: %s", FINISH_TIMEOUT_S, sync)
+        return sync
+    return sync if offline else url
