@@ -78,7 +78,7 @@ class ServerArtifact:
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Serves until the end of the `with` block. requests: (operation or path) in the order in which they came."""
+    """Serves until the end of the `with` block. requests: operations and paths in the order in which they came."""
 
     daemon_threads = True
 
@@ -89,6 +89,7 @@ class WandbServer(ThreadingHTTPServer):
         self.artifacts: list[ServerArtifact] = []
         self.views: dict[str, dict[str, Any]] = {}
         self.requests: list[str] = []
+        self.refuses_keys = False
         self.guard = threading.Lock()
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
@@ -282,9 +283,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing."""
 
-    def _reply(self, value: dict[str, Any]) -> None:
+    def _reply(self, value: dict[str, Any], status: int = 200) -> None:
         content = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -322,6 +323,9 @@ class Handler(BaseHTTPRequestHandler):
         content, path = self._body(), urlsplit(self.path).path
         if not path.endswith(("/graphql", "/file_stream")):
             self._reply({})  # the client's reports about itself, which are compressed
+            return
+        if self.server.refuses_keys:
+            self._reply({"errors": [{"message": "invalid key"}]}, 401)
             return
         body = json.loads(content)
         with self.server.guard:

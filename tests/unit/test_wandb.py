@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from wandb_server import WandbServer
 import trainer.observe.wandb as wandb_logger
 from trainer.cli import main
 from trainer.config.loggers import WandbLoggerConfig
+from trainer.errors import UserError
 from trainer.observe.wandb import build_wandb_logger, can_reach_wandb, finish_wandb
 from trainer.run.files import write_json
 from trainer.run.record import Record
@@ -50,6 +52,20 @@ def test_a_server_that_vanishes_does_not_hold_up_the_end(
         server.stop()
         assert finish_wandb(logger, 0, finished=True) == f"python -m trainer sync run={tmp_path}"
     assert "has not received everything within 0.5 s" in caplog.text
+
+
+def test_a_refused_key_is_offline_or_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_json(tmp_path / "run.json", {"wandb_id": "0badcafe"})
+    with WandbServer() as server, server.client(monkeypatch):
+        server.refuses_keys = True
+        with pytest.raises(UserError, match=r"mode=online: W&B refuses the run: .*401"):
+            build_wandb_logger(replace(CONFIG, mode="online"), {}, Record(tmp_path))
+        logger = build_wandb_logger(CONFIG, {}, Record(tmp_path))
+        assert logger.run.offline
+        assert finish_wandb(logger, 0, finished=True).startswith("python -m trainer sync")
+    assert "W&B is offline: the server refuses the run" in caplog.text
 
 
 def test_a_key_without_a_route_is_offline(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

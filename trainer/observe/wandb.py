@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from trainer.config.credentials import has_wandb_key
 from trainer.config.loggers import WandbLoggerConfig
+from trainer.errors import UserError
 from trainer.network import route_problem
 from trainer.observe.wandb_run import files_of_run, finish_run, log_artifacts, start_run, upload_rows
 from trainer.run.record import Record
@@ -54,16 +55,32 @@ def build_wandb_logger(config: WandbLoggerConfig, mapping: Mapping[str, Any], re
     """Start W&B's run; online or offline is decided here, since wandb raises after 90 s without a server.
 
     Online, the steps that the server lacks are uploaded first: those of an offline attempt, and those of a killed one
-    that were not sent yet. Args: mapping: the configuration as written to config.yaml, secrets as references.
+    that were not sent yet.
+
+    Args: mapping: the configuration as written to config.yaml, secrets as references.
+    Raises: UserError: it has to be online, and the server refuses the run.
     """
-    run_dir = record.directory
     online = config.mode == "online" or (config.mode == "auto" and can_reach_wandb())
-    (run_dir / "wandb").mkdir(exist_ok=True)
+    (record.directory / "wandb").mkdir(exist_ok=True)
+    run = _start_online(config, mapping, record) if online else None
+    if run is None:
+        run = start_run(config, mapping, record, record.directory, online=False)
+    else:
+        upload_rows(run, record.directory, finished=False)
+    return StepLogger(record.directory, run)
+
+
+def _start_online(config: WandbLoggerConfig, mapping: Mapping[str, Any], record: Record) -> wandb.Run | None:
+    """Start an online run; None where the server refuses it and the configuration allows to be offline."""
     limits = {"finish_timeout": FINISH_TIMEOUT_S, "finish_timeout_raises": True}
-    run = start_run(config, mapping, record, run_dir, online, **limits)
-    if online:
-        upload_rows(run, run_dir, finished=False)
-    return StepLogger(run_dir, run)
+    try:
+        return start_run(config, mapping, record, record.directory, online=True, **limits)
+    except (wandb.Error, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if config.mode == "online":
+            raise UserError(f"logger.wandb.mode=online: W&B refuses the run: {reason}") from error
+        log.warning("W&B is offline: the server refuses the run: %s", reason)
+        return None
 
 
 def can_reach_wandb() -> bool:

@@ -44,23 +44,28 @@ def start_run(
     """
     # The run's place is printed at the end; wandb's own banner would break the progress bar.
     os.environ.setdefault("WANDB_SILENT", "true")
-    with _redacted_command_line():
-        run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            group=config.group,
-            tags=config.tags,
-            notes=config.notes,
-            name=record.directory.resolve().name,
-            id=_wandb_id(record),
-            resume="allow",
-            # Absolute: the files are written by wandb's service, which keeps the directory that it was started in.
-            dir=str(directory.resolve()),
-            mode="online" if online else "offline",
-            config=dict(mapping),
-            # The record has the commit; uncommitted changes may hold what is not meant to be shared.
-            settings=wandb.Settings(console="off", silent=True, save_code=False, disable_code=True, **settings),
-        )
+    try:
+        with _redacted_command_line():
+            run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                group=config.group,
+                tags=config.tags,
+                notes=config.notes,
+                name=record.directory.resolve().name,
+                id=_wandb_id(record),
+                resume="allow",
+                # Absolute: the files are written by wandb's service, which keeps the directory it was started in.
+                dir=str(directory.resolve()),
+                mode="online" if online else "offline",
+                config=dict(mapping),
+                # The record has the commit; uncommitted changes may hold what is not meant to be shared.
+                settings=wandb.Settings(console="off", silent=True, save_code=False, disable_code=True, **settings),
+            )
+    except wandb.Error:
+        # Its service holds the id of a run that it could not start, and refuses a second try.
+        wandb.teardown()
+        raise
     _define_summaries(run, mapping.get("monitor") or {})
     return run
 
