@@ -128,6 +128,8 @@ def test_operators_are_counted(finished: Finished) -> None:
     batches = 1
     assert calls["aten::addmm"] == 2 * (3 + batches)
     assert calls["AddmmBackward0"] == 2 * 3
+    assert calls["Optimizer.step#SGD.step"] == 3
+    assert not {"step 3", "forward", "evaluation"} & calls.keys()
     own = [float(row["self_cpu_ms"]) for row in table]
     assert own == sorted(own, reverse=True) and own[0] > 0
     text = (finished("torch") / "profile" / "operators-rank-0.txt").read_text()
@@ -213,6 +215,17 @@ def test_the_end_of_a_run_names_the_files(in_directory: Path, capsys: pytest.Cap
     run = only_run(in_directory / "outputs").relative_to(in_directory)
     names = "functions-rank-0.csv, functions-rank-0.prof, functions-rank-0.txt"
     assert f"  profile  {run}/profile: {names}\n" in capsys.readouterr().out
+
+
+def test_a_run_that_continues_after_the_steps_says_so(in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*WORDS, "run.name=run", "limit_val_batches=0"]
+    assert main([*words, "max_epochs=1"]) == 0
+    capsys.readouterr()
+    assert main([*words, "max_epochs=2", "profiler=torch", WORD]) == 0
+    run = only_run(in_directory / "outputs")
+    assert f"profile  {run.relative_to(in_directory)}/logs: nothing was recorded" in capsys.readouterr().out
+    assert "the run continues after step 4, and steps begin at 3" in (run / "logs" / "rank-0.log").read_text()
+    assert not (run / "profile").exists()
 
 
 def parts_of_the_run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Any, Any]:

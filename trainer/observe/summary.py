@@ -12,9 +12,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from trainer.config.own_parts import OBJECT, TARGET, own_targets
+from trainer.config.profilers import NsysProfilerConfig, StepsProfilerConfig
 from trainer.config.schema import Config
 from trainer.observe.account import Account
-from trainer.run.files import CURVES_FILE, HF_DIR, METRICS_FILE, MODEL_FILE, PROFILE_DIR, REPORT_FILE
+from trainer.run.files import CURVES_FILE, HF_DIR, LOGS_DIR, METRICS_FILE, MODEL_FILE, PROFILE_DIR, REPORT_FILE
 from trainer.run.media import find_profile
 from trainer.run.metrics_file import read_metrics
 from trainer.world import World
@@ -70,7 +71,10 @@ def print_summary(console: Console, run_dir: Path, config: Config, account: Acco
     files = {"run": "", "curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
     files |= {"report": REPORT_FILE} if (run_dir / REPORT_FILE).exists() else {}
     profile = [path.name for path in find_profile(run_dir)]
-    files |= {"profile": f"{PROFILE_DIR}: {_some(profile)}"} if profile else {}
+    if profile:
+        files["profile"] = f"{PROFILE_DIR}: {_some(profile)}"
+    elif isinstance(config.profiler, StepsProfilerConfig) and not isinstance(config.profiler, NsysProfilerConfig):
+        files["profile"] = f"{LOGS_DIR}: nothing was recorded, the log of rank {config.profiler.ranks[0]} says why"
     files |= {"hf": HF_DIR} if (run_dir / HF_DIR).exists() else {}
     for name, place in {**{name: str(run_dir / file) for name, file in files.items()}, **places}.items():
         _print(console, f"  {name:<9}{place}")

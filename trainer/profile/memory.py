@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler._memory_profiler import MemoryProfile, TensorKey
 
-from trainer.clock import STATES
 from trainer.profile.memory_picture import Timeline, category_name, category_of, draw_timeline, read_timeline
 from trainer.profile.operators import TorchRecorder
+from trainer.profile.recorder import is_range
 from trainer.profile.tables import write_table
 
 MAX_SNAPSHOT_EVENTS = 1_000_000
@@ -53,7 +53,7 @@ class MemoryRecorder(TorchRecorder):
     def _write_allocations(
         self, events: MemoryProfile, device: torch.device, ranges: list[Range], timeline: Timeline
     ) -> None:
-        states = [r for r in ranges if r.name.partition(" ")[0] in STATES]
+        states = [each for each in ranges if not each.name.startswith("step ")]
         counts = Counter(allocation for allocation in _allocations(events, device, states))
         rows = [[size / 2**20, count, *words] for (size, *words), count in counts.items()]
         rows.sort(key=lambda row: row[0], reverse=True)
@@ -85,7 +85,7 @@ def _ranges(events: MemoryProfile) -> Iterator[Range]:
     found = [
         Range(event.name, event.start_time_ns, event.end_time_ns)
         for event in events._op_tree.dfs()
-        if event.name.startswith("step ") or event.name.partition(" ")[0] in STATES
+        if is_range(event.name)
     ]
     return iter(sorted(found, key=lambda each: each.start_ns))
 

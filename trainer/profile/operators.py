@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from trainer.profile.recorder import Recorder
+from trainer.profile.recorder import Recorder, is_range
 from trainer.profile.tables import write_table
 
 
@@ -49,8 +49,12 @@ class TorchRecorder(Recorder):
 
     def _write_operators(self) -> None:
         """Sorted by the time that an operator takes itself, on the GPU where there is one."""
-        # Ranges are no operators; their times are in the trace.
-        events: list[Any] = [event for event in self.profile.key_averages() if not event.is_user_annotation]
+        # Without ranges: our own, whose times are in the trace, and torch's on a GPU, which are the kernels' once more.
+        events: list[Any] = [
+            event
+            for event in self.profile.key_averages()
+            if not is_range(event.key) and (event.device_type.name == "CPU" or not event.is_user_annotation)
+        ]
         columns = ["operator", "calls", "self_cpu_ms", "cpu_ms"]
         on_device = any(event.self_device_time_total for event in events)
         events.sort(key=lambda e: (e.self_device_time_total, e.self_cpu_time_total), reverse=True)

@@ -5,17 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trainer.clock import STATES
+
+
+def is_range(name: str) -> bool:
+    """Whether a name in a profile is that of a step or of a state of the clock."""
+    return name.startswith("step ") or name.partition(" ")[0] in STATES
+
 
 class Recorder:
     """Records from `start` to `stop`, which writes the files of one rank.
 
-    title: what is recorded, for tables and pictures.
+    steps: the first and the last one to record; after a run that has ended within them, the last one of it.
     """
 
     def __init__(self, folder: Path, rank: int, steps: tuple[int, int]) -> None:
-        self.folder, self.rank = folder, rank
-        first, last = steps
-        self.title = f"{f'steps {first} to {last}' if first < last else f'step {first}'}, rank {rank}"
+        self.folder, self.rank, self.steps = folder, rank, steps
+
+    @property
+    def title(self) -> str:
+        """What is recorded, for tables and pictures."""
+        first, last = self.steps
+        return f"{f'steps {first} to {last}' if first < last else f'step {first}'}, rank {self.rank}"
 
     def start(self) -> None:
         """Record from now on."""

@@ -104,5 +104,6 @@ class ProfiledSteps(pl.Callback):
         self.clock.observer = None
         if self.recording:
             self.recording = False
+            self.recorder.steps = (self.first, max(self.first, self.done))
             with self.clock.paused():
                 self.recorder.stop()
