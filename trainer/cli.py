@@ -77,6 +77,7 @@ VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "doctor": _verb("doctor", "doctor"),
     "eval": _verb("evaluate", "evaluate"),
     "predict": _verb("predict", "predict"),
+    "export": _verb("export", "export"),
     "convert": _verb("convert", "convert"),
     "completion": _verb("completion", "completion"),
     "help": _verb("help", "help_verb"),

@@ -8,11 +8,11 @@ uses it, and what applies, exports or serves a model builds on it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,12 @@ from torch import Tensor, nn
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.run.files import MODEL_FILE
+
+if TYPE_CHECKING:
+    from trainer.data.module import DataModule
+
+
+NUM_PROBES = 20
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,80 @@ class Inference(ABC):
                 yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What surrounds an exported network, as plain data; trainer/export/processing.py has the kinds and their fields.
+
+    inputs: how raw inputs become arguments. outputs: how outputs become results. files: text of each file that they
+    name.
+    """
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The data that an exported network is compared on.
+
+    inputs: raw, in an order in which neighbours have similar lengths. metric: its name. score: the metric of outputs
+    (N, C) float32 of `inputs`. is_share: the metric is at most 1, so that a point is 0.01; otherwise a point is 1 % of
+    its value. calibration: raw training inputs from which ranges of activations are taken.
+    """
+
+    inputs: Sequence[Any]
+    metric: str
+    score: Callable[[Tensor], float]
+    is_share: bool
+    calibration: Sequence[Any]
+
+
+class ExportableInference(Inference):
+    """A trained model that can leave the framework, see docs/exporting.md.
+
+    prefix: of the network's names in model.safetensors, such as "model.".
+    """
+
+    prefix: str
+
+    @abstractmethod
+    def processing(self) -> Processing:
+        """What surrounds the network."""
+
+    @abstractmethod
+    def probes(self) -> Sequence[Any]:
+        """NUM_PROBES raw inputs that are known without data, from the shortest to the longest."""
+
+    @abstractmethod
+    def evaluation(self, data: DataModule) -> Evaluation:
+        """The run's evaluation data, the test set where there is one. Args: data: loaded.
+
+        Raises: UserError: it has no evaluation data.
+        """
+
+
+def evaluated_set(config: Config[Any, Any, Any], data: DataModule) -> tuple[str, int]:
+    """The set whose metric counts, and how many of its samples trainer.limit_*_batches leaves.
+
+    Raises: UserError: there is none.
+    """
+    from trainer.data.samplers import num_evaluated
+
+    name = "test" if "test" in data.sets else "val"
+    limit = config.trainer.limit_test_batches if name == "test" else config.trainer.limit_val_batches
+    count = num_evaluated(len(data.sets[name]), limit, config.batch.eval_size) if name in data.sets else 0
+    if not count:
+        raise UserError(f"data={config.data.name}: has no validation or test set, or trainer.limit_*_batches=0")
+    return name, count
+
+
+def float32(config: Config[Any, Any, Any]) -> Config[Any, Any, Any]:
+    """The configuration of a network that computes in float32, as exported ones are compared with."""
+    trainer = replace(config.trainer, precision="32-true")
+    return replace(config, trainer=trainer, performance=replace(config.performance, channels_last=False))
 
 
 def load_weights(network: nn.Module, run_dir: Path, prefix: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -33,13 +35,25 @@ from trainer.data.texts.buffer import EncodedTexts, TokenBatch, TokenBuffer, Tok
 from trainer.data.texts.tables import text_problem
 from trainer.data.texts.tokenization import ROWS_PER_CHUNK, encode_texts
 from trainer.errors import UserError
-from trainer.inference import BadInput, ExampleInputs, Inference
+from trainer.inference import (
+    NUM_PROBES,
+    BadInput,
+    Evaluation,
+    ExampleInputs,
+    ExportableInference,
+    Processing,
+    evaluated_set,
+)
 from trainer.run.files import MODEL_FILE
+
+if TYPE_CHECKING:
+    from trainer.data.module import DataModule
 
 DIGITS = 6  # of probabilities and scores; below that, float32 sums depend on the number of threads
 # Names of what inference needs among the tensors of the training module.
 TARGETS = ("target_mean", "target_std")
 NAMES = ("model.", *TARGETS)
+TOKENIZER_FILE = "tokenizer.json"
 
 
 class TextNetwork(nn.Module):
@@ -69,8 +83,10 @@ class TextNetwork(nn.Module):
         return logits * self.target_std + self.target_mean
 
 
-class BertInference(Inference):
+class BertInference(ExportableInference):
     """Labels with probabilities, or scores, of texts or pairs of texts."""
+
+    prefix = ""
 
     def __init__(
         self,
@@ -165,6 +181,48 @@ class BertInference(Inference):
         texts = ("a short text", "a text that is a little longer")
         tensors = self.preprocess([(text, text) for text in texts] if self.is_pair else texts)
         return ExampleInputs(tensors, {name: {0: "batch", 1: "length"} for name in tensors})
+
+    def processing(self) -> Processing:
+        """See ExportableInference."""
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        inputs = {
+            "kind": "texts",
+            "tokenizer": TOKENIZER_FILE,
+            "columns": asdict(self.spec.columns),
+            "max_length": self.spec.max_length,
+            "pad_id": self.tokenizer.pad_token_id,
+            "takes_types": self.takes_types,
+        }
+        names = self.spec.label_names
+        outputs = {"kind": "score"} if names is None else {"kind": "labels", "names": names}
+        # These two remain from the last call.
+        files = {TOKENIZER_FILE: json.dumps({**state, "truncation": None, "padding": None})}
+        return Processing(inputs, {**outputs, "digits": DIGITS}, files)
+
+    def probes(self) -> Sequence[Any]:
+        """Words of the vocabulary, from one to more than the model reads."""
+        words = [word for word in sorted(self.tokenizer.get_vocab()) if word.isalpha()]
+        lengths = np.linspace(1, self.spec.max_length + 1, NUM_PROBES).astype(int)
+        texts = [" ".join(words[number % len(words)] for number in range(length)) for length in lengths]
+        return [(text, text) for text in texts] if self.is_pair else texts
+
+    def evaluation(self, data: DataModule) -> Evaluation:
+        """See ExportableInference."""
+        from tasks.bert.data import TextData  # with Lightning, which a loaded model does not need
+
+        assert isinstance(data, TextData)
+        name, count = evaluated_set(self.config, data)
+        order = np.argsort(data.token_sets[name].buffer.lengths[:count], kind="stable")
+        rows = data.splits[name].select(order)
+        texts: list[Any] = [list(rows[column]) for column in data.columns]
+        labels = torch.from_numpy(data.token_sets[name].labels[:count][order])
+
+        def score(outputs: Tensor) -> float:
+            if self.spec.label_names is not None:
+                return float((outputs.argmax(1) == labels).double().mean())
+            return float(torch.corrcoef(torch.stack([outputs[:, 0].double(), labels.double()]))[0, 1])
+
+        return Evaluation(list(zip(*texts, strict=True)) if self.is_pair else texts[0], self.metric, score, True, ())
 
     def predict(self, arguments: PredictArguments, run_dir: Path) -> Path | None:
         """See Inference. Rank 0 reads the input and the others receive its texts; each computes its batches."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -16,14 +16,42 @@ from tasks.cnn.config import CNNConfig, PredictArguments
 from tasks.cnn.models import build_model
 from tasks.cnn.predict import Outcome, predict_files
 from trainer.config.schema import Config, ModelConfig
+from trainer.data.images.batches import ImageSet
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.decode import Unusable
 from trainer.data.images.input_spec import ImageInputSpec
 from trainer.data.images.raw import read_image
-from trainer.inference import BadInput, ExampleInputs, Inference, load_weights
+from trainer.inference import (
+    NUM_PROBES,
+    BadInput,
+    Evaluation,
+    ExampleInputs,
+    ExportableInference,
+    Processing,
+    evaluated_set,
+    load_weights,
+)
+
+if TYPE_CHECKING:
+    from trainer.data.module import DataModule
 
 
-class CNNInference(Inference):
+class RawImages(Sequence[np.ndarray]):
+    """Images of a set as arrays that `preprocess` takes, read when they are asked for."""
+
+    def __init__(self, images: ImageSet, count: int) -> None:
+        self.images, self.num_images = images, count
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: Any) -> Any:
+        numbers = np.arange(self.num_images)[index]
+        arrays = [_as_array(image) for image in self.images.pixels(np.atleast_1d(numbers)).cpu().numpy()]
+        return arrays if isinstance(index, slice) else arrays[0]
+
+
+class CNNInference(ExportableInference):
     """The network of a run and the run's own image form, normalisation and class names.
 
     An input is a path, the bytes of an encoded image, a Pillow image, or an array (H, W) or (H, W, 3), uint8 or uint16.
@@ -31,6 +59,7 @@ class CNNInference(Inference):
     """
 
     metric = "accuracy"
+    prefix = "model."
 
     def __init__(
         self,
@@ -49,7 +78,7 @@ class CNNInference(Inference):
         """The classifier of a finished run. Raises: UserError: a file of the run is missing or damaged."""
         spec = ImageInputSpec.read(run_dir)
         network = build_model(config.model, spec.form.shape, len(spec.class_names))
-        load_weights(network, run_dir, "model.")
+        load_weights(network, run_dir, cls.prefix)
         return cls(config, network, device, spec)
 
     @property
@@ -89,6 +118,33 @@ class CNNInference(Inference):
         pixels = np.zeros((2, *self.spec.form.shape), dtype=np.uint8)
         return ExampleInputs({"images": self.normalise(pixels)}, {"images": {0: "batch"}})
 
+    def processing(self) -> Processing:
+        """See ExportableInference."""
+        spec = self.spec
+        inputs = {"kind": "images", "form": spec.form.key(), "mean": spec.mean, "std": spec.std}
+        return Processing(inputs, {"kind": "labels", "names": spec.class_names, "digits": None})
+
+    def probes(self) -> Sequence[np.ndarray]:
+        """Images of noise, from dark to light."""
+        draw = np.random.default_rng(0)
+        noise = draw.integers(0, 256, (NUM_PROBES, *self.spec.form.shape), dtype=np.uint8)
+        return [_as_array(image // (NUM_PROBES - number)) for number, image in enumerate(noise)]
+
+    def evaluation(self, data: DataModule) -> Evaluation:
+        """See ExportableInference."""
+        from tasks.cnn.data import MixupSet  # with Lightning, which a loaded model does not need
+
+        name, count = evaluated_set(self.config, data)
+        images, train = data.sets[name], data.sets["train"]
+        train = train.images if isinstance(train, MixupSet) else train
+        assert isinstance(images, ImageSet) and isinstance(train, ImageSet)
+        labels = images.labels[:count]
+
+        def accuracy(outputs: Tensor) -> float:
+            return float((outputs.argmax(1) == labels).double().mean())
+
+        return Evaluation(RawImages(images, count), self.metric, accuracy, True, RawImages(train, len(train)))
+
     def predict(self, arguments: PredictArguments, run_dir: Path) -> Path:
         """Classify a file or a folder of images, see tasks/cnn/predict.py.
 
@@ -115,3 +171,8 @@ class CNNInference(Inference):
             return read_image(value, self.spec.form)
         except Unusable as error:
             return str(error)
+
+
+def _as_array(image: np.ndarray) -> np.ndarray:
+    """(C, H, W) -> (H, W), or (H, W, 3)."""
+    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from tasks.dcgan.config import DCGANConfig, DCGANModel
-from tasks.dcgan.noise import Stream, normal
+from tasks.dcgan.noise import Stream
 from trainer.config.schema import Config
 from trainer.data.batch import Gatherable, MicroBatch
 from trainer.data.images.batches import ImageSet
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.module import ImageDataModule
+from trainer.data.normal import normal
 from trainer.data.samplers import uniform
 
 SCORED_SEED = 0  # not the run's seed: runs with different seeds are compared with the same images

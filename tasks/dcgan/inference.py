@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,19 +17,32 @@ from torch import Tensor, nn
 
 from tasks.dcgan.config import DCGANConfig, DCGANModel, GenerateArguments
 from tasks.dcgan.networks import Generator, sample_images, to_pixels
-from tasks.dcgan.noise import Stream, normal, walk
+from tasks.dcgan.noise import Stream, walk
 from tasks.dcgan.pictures import save_grid
 from trainer.collectives import decide_on_rank_0, has_peers
 from trainer.config.schema import Config
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.input_spec import ImageInputSpec
+from trainer.data.normal import normal
 from trainer.errors import UserError
-from trainer.inference import BadInput, ExampleInputs, Inference, load_weights
+from trainer.inference import (
+    NUM_PROBES,
+    BadInput,
+    Evaluation,
+    ExampleInputs,
+    ExportableInference,
+    Processing,
+    evaluated_set,
+    load_weights,
+)
+
+if TYPE_CHECKING:
+    from trainer.data.module import DataModule
 
 MAX_GRID = 100  # images
 
 
-class DCGANInference(Inference):
+class DCGANInference(ExportableInference):
     """The averaged generator of a run, or its generator where none was averaged.
 
     An input is a latent point, an array (L,) of floats, or an int, the number of a point among those of seed 0.
@@ -42,6 +55,7 @@ class DCGANInference(Inference):
     ) -> None:
         super().__init__(config, network, device)
         self.latent_size = config.model.latent_size
+        self.prefix = _prefix(config)
 
     @classmethod
     def load(
@@ -50,7 +64,7 @@ class DCGANInference(Inference):
         """The generator of a finished run. Raises: UserError: a file of the run is missing or damaged."""
         channels, size, _ = ImageInputSpec.read(run_dir).form.shape
         network = Generator(config.model, channels, size)
-        load_weights(network, run_dir, "averaged." if config.task.ema_decay is not None else "generator.")
+        load_weights(network, run_dir, _prefix(config))
         return cls(config, network, device)
 
     def __call__(self, inputs: Any, batch_size: int | None = None, *, seed: int = 0) -> list[Image.Image]:
@@ -86,6 +100,34 @@ class DCGANInference(Inference):
     def example_inputs(self) -> ExampleInputs:
         """Two latent points."""
         return ExampleInputs(self.preprocess([0, 1]), {"noise": {0: "batch"}})
+
+    def processing(self) -> Processing:
+        """See ExportableInference."""
+        inputs = {"kind": "noise", "size": self.latent_size, "stream": int(Stream.PREDICT)}
+        return Processing(inputs, {"kind": "images"})
+
+    def probes(self) -> Sequence[int]:
+        """Numbers of latent points."""
+        return range(NUM_PROBES)
+
+    def evaluation(self, data: DataModule) -> Evaluation:
+        """The images that the run is scored with; calibration takes the noise of training."""
+        from tasks.dcgan.data import ScoreBatch  # with Lightning, which a loaded model does not need
+        from tasks.dcgan.features import build_features
+        from tasks.dcgan.scores import frechet_distance
+
+        name, count = evaluated_set(self.config, data)
+        batch = data.sets[name].gather(np.arange(count), count, 0)
+        assert isinstance(batch, ScoreBatch)
+        channels, height, width = batch.images.shape[1:]
+        features = build_features(self.config.task.features, (channels, height, width))
+        real = features(batch.images).double()
+
+        def distance(outputs: Tensor) -> float:
+            return float(frechet_distance(real, features(to_pixels(outputs)).double()))
+
+        trained = normal(self.config.seed, 0, np.arange(len(data.sets["train"])), self.latent_size, Stream.TRAINING)
+        return Evaluation(list(batch.noise.numpy()), self.metric, distance, False, list(trained))
 
     def predict(self, arguments: GenerateArguments, run_dir: Path) -> Path:
         """Write n images and a grid of the first ones to samples/ in the run directory.
@@ -130,6 +172,10 @@ class DCGANInference(Inference):
         if point.shape != (self.latent_size,) or not np.isfinite(point).all():
             raise refusal
         return point
+
+
+def _prefix(config: Config[DCGANConfig, DCGANModel, ImageDataConfig]) -> str:
+    return "averaged." if config.task.ema_decay is not None else "generator."
 
 
 def latent_points(arguments: GenerateArguments, latent_size: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from tasks.dcgan.features import FeatureNetwork, build_features
 from tasks.dcgan.flops import count_step_flops
 from tasks.dcgan.losses import discriminator_loss, generator_loss
 from tasks.dcgan.networks import Discriminator, Generator, sample_images
-from tasks.dcgan.noise import Stream, normal
+from tasks.dcgan.noise import Stream
 from tasks.dcgan.samples import CollapseWarning, SampleGrids
 from tasks.dcgan.score_log import append_score
 from tasks.dcgan.scores import FeatureTable, frechet_distance, kernel_distance
@@ -28,6 +28,7 @@ from trainer.data.batch import StepBatch
 from trainer.data.images.batches import ImageTransform
 from trainer.data.images.config import ImageDataConfig
 from trainer.data.images.own_transform import OwnTransform
+from trainer.data.normal import normal
 from trainer.errors import UserError
 from trainer.module import StepSums, TrainingModule
 

@@ -31,8 +31,10 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"version", "errors", "run"},
     "bench": {"errors", "run"},
     "estimate": {"config"},
+    "export": {"errors", "config", "run", "inference", "data"},
     "optim": {"errors", "config", "parts"},
-    "inference": {"errors", "config", "run"},
+    # `data` only for the type and the size of what a model is evaluated on.
+    "inference": {"errors", "config", "run", "data"},
     "data": {"errors", "clock", "network", "config", "run", "estimate", "parts"},
     "module": {"clock", "collectives", "config", "data", "optim", "own_metrics"},
     "callbacks": {"errors", "config", "module", "parts"},
@@ -45,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {*CONTRACTS, "callbacks", "faults", "data", "module", "strategies", "checkpoint", "observe", "report"}
     | {"profile"},
     # `module` for the loops that `bench` compares with the trainer's.
-    "verbs": {*CONTRACTS, "data", "module", "faults", "launch", "engine", "estimate"}
+    "verbs": {*CONTRACTS, "data", "module", "faults", "launch", "engine", "estimate", "inference", "export"}
     | {"optim", "strategies", "checkpoint", "observe", "report", "bench"},
     "cli": {"version", "errors", "task", "verbs"},
     "rank": {"errors", "faults", "launch", "verbs"},

@@ -188,6 +188,22 @@ Arguments:
         ["predict run=outputs/bert/NAME input=texts.csv", "predict run=outputs/dcgan/NAME n=64 seed=1"],
         _predict_arguments,
     ),
+    "export": VerbHelp(
+        "write a trained model in formats that need no training code, and prove them equal",
+        "export run=DIR format=NAME[,NAME ...] [KEY=VALUE ...]",
+        f"""\
+Arguments:
+  run=DIR              the run's directory
+  format=NAME,...      safetensors, torch_export, onnx, onnx_fp16, onnx_int8, tensorrt
+  KEY=VALUE            data.*, model.path: where the data or the encoder is now; trainer.limit_test_batches,
+                       trainer.limit_val_batches, batch.eval_size
+{PLUGINS}
+
+Each format goes to DIR/export/NAME. It is compared with the run's network on the run's evaluation data, over several
+batch sizes and lengths; one that differs by more than its tolerance is not written, and what was there before remains.
+Exit code: 0, or 1 where a format differs. docs/exporting.md has the tolerances, and how an export is loaded.""",
+        [f"export run={RUN} format=onnx", "export run=outputs/bert/NAME format=safetensors,onnx,onnx_int8"],
+    ),
     "convert": VerbHelp(
         "write the weights of a checkpoint as safetensors",
         "convert run=DIR [checkpoint=NAME] [out=FILE.safetensors]   or   convert checkpoint=PATH out=FILE.safetensors",

@@ -36,6 +36,13 @@ EVALUATION_KEYS = (
 ACCEPTED_KEYS: Mapping[str, Sequence[str]] = {
     "eval": (*PLACE_KEYS, *EVALUATION_KEYS),
     "predict": (*PLACE_KEYS, "trainer.precision"),
+    "export": (
+        "batch.eval_size",
+        "trainer.limit_val_batches",
+        "trainer.limit_test_batches",
+        "model.path",
+        "data.*",
+    ),
     "bench": PLACE_KEYS,  # a rank of bench scaling
     "fit": (),  # a rank that fit has started: everything is in config.yaml
 }

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tasks.dcgan.data import GanImages, ScoredImages
-from tasks.dcgan.noise import Stream, normal, walk
+from tasks.dcgan.noise import Stream, walk
 from trainer.data.images.batches import ImageSet
+from trainer.data.normal import normal
 from trainer.data.samplers import Share, ShuffledSampler, evaluation_batches, split_step
 
 NUM_IMAGES, LATENT_SIZE = 103, 11

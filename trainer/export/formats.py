@@ -1,0 +1,64 @@
+"""The formats of an export: what each needs, and how exact it has to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from trainer.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Of an export compared with the run's network in float32.
+
+    largest, mean: absolute differences of outputs, in units of max(1, root mean square of the outputs). points: of the
+    metric, a point is 0.01, or 1 % of a metric that is no share.
+    """
+
+    largest: float
+    mean: float
+    points: float
+
+
+@dataclass(frozen=True)
+class Format:
+    """module: in this package, with `write(source, folder)` and `open_network(folder)`. packages: that it needs."""
+
+    module: str
+    tolerance: Tolerance
+    packages: Sequence[str] = ()
+
+
+EXACT = Tolerance(1e-4, 1e-5, 0.1)
+ONNX = ("onnx", "onnxruntime", "onnxscript")
+
+# Half precision has 11 significant bits, so an output of 8 is known to 0.004. Eight bits are judged by the metric; the
+# bound on the mean difference is what a metric on few samples does not see.
+FORMATS: Mapping[str, Format] = {
+    "safetensors": Format("weights", EXACT),
+    "torch_export": Format("program", EXACT),
+    "onnx": Format("onnx_file", EXACT, ONNX),
+    "onnx_fp16": Format("onnx_fp16", Tolerance(2e-2, 2e-3, 0.1), ONNX),
+    "onnx_int8": Format("onnx_int8", Tolerance(1.0, 0.1, 0.5), ONNX),
+    "tensorrt": Format("tensorrt", Tolerance(2e-2, 2e-3, 0.1), ONNX),
+}
+
+
+def requested(text: str) -> list[str]:
+    """Formats of `format=A,B`. Raises: UserError: there is no such format, or a package is missing."""
+    names = list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in FORMATS:
+            raise UserError(f"format={name}: no such format; {nearest(name, list(FORMATS))}")
+        require_packages(name)
+    return names
+
+
+def require_packages(name: str) -> None:
+    """Raises: UserError: a package that the format needs is missing."""
+    missing = [package for package in FORMATS[name].packages if find_spec(package) is None]
+    if missing:
+        advice = 'install them with: pip install "hydra-lightning-trainer[export]"'
+        raise UserError(f"format={name}: needs {', '.join(missing)}", advice)

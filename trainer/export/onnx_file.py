@@ -1,0 +1,100 @@
+"""The format onnx: a graph in float32 with dimensions that vary, and how every ONNX file is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.errors import UserError
+from trainer.export.processing import Arrays
+from trainer.export.quiet import quiet
+
+if TYPE_CHECKING:
+    import onnx
+
+    from trainer.export.source import Source
+
+MODEL_FILE = "model.onnx"
+DATA_SUFFIX = ".data"  # of weights beside the graph
+LARGEST_FILE_GIB = 1.8  # protobuf ends at 2 GiB; beyond this, weights go to a file beside the graph
+OUTPUT = "outputs"
+
+
+def write(source: Source, folder: Path) -> None:
+    """Write model.onnx."""
+    import torch
+
+    example = source.model.example_inputs()
+    size = sum(tensor.nbytes for tensor in source.model.network.state_dict().values())
+    with quiet():
+        # fallback=True would hide the reason of a failure behind that of the older exporter.
+        torch.onnx.export(
+            source.model.network,
+            (),
+            str(folder / MODEL_FILE),
+            kwargs=dict(example.tensors),
+            dynamic_shapes={name: dict(axes) for name, axes in example.dynamic.items()},
+            output_names=[OUTPUT],
+            dynamo=True,
+            external_data=size > LARGEST_FILE_GIB * 2**30,
+            verbose=False,
+        )
+
+
+def open_network(folder: Path) -> Any:
+    """The graph on the CPU, as a function of arrays. Raises: UserError: see open_session."""
+    return open_session(folder, ["CPUExecutionProvider"])
+
+
+def open_session(folder: Path, providers: Sequence[str]) -> Any:
+    """The graph as a function of arrays, with as many threads as OMP_NUM_THREADS says.
+
+    Raises: UserError: it is damaged, or its weights lie outside of the folder.
+    """
+    import onnxruntime
+
+    file = folder / MODEL_FILE
+    check_external_data(file)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns of each weight that an optimisation makes superfluous
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal():  # onnxruntime reads it only where it was built with OpenMP
+        options.intra_op_num_threads = int(threads)
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+    except Exception as error:  # its classes have no common base
+        raise UserError(f"{file}: onnxruntime cannot open it", str(error).splitlines()[0][:200]) from error
+    names = {each.name for each in session.get_inputs()}
+
+    def forward(arrays: Arrays) -> np.ndarray:
+        # Tracing leaves out an argument that no output depends on.
+        given = {name: array for name, array in arrays.items() if name in names}
+        return np.asarray(session.run([OUTPUT], given)[0], dtype=np.float32)
+
+    return forward
+
+
+def check_external_data(file: Path) -> None:
+    """Weights may be in files beside the graph and nowhere else. Raises: UserError: otherwise, or it is damaged."""
+    graph = read_graph(file)
+    for tensor in graph.initializer:
+        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        for location in locations:
+            place = file.parent / location
+            if Path(location).name != location or place.resolve().parent != file.parent.resolve():
+                raise UserError(f"{file}: its weights are at {location}, outside of the export's folder")
+
+
+def read_graph(file: Path) -> onnx.GraphProto:
+    """The graph without weights that lie beside it. Raises: UserError: it is damaged."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(str(file), load_external_data=False).graph
+    except (OSError, DecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({str(error)[:160]})") from error

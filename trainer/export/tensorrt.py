@@ -1,0 +1,35 @@
+"""The format tensorrt: the graph in float32, which onnxruntime's TensorRT provider compiles when it is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
+from trainer.export import onnx_file
+from trainer.export.source import Source
+
+PROVIDER = "TensorrtExecutionProvider"
+
+
+def write(source: Source, folder: Path) -> None:
+    """Write model.onnx. Raises: UserError: no GPU, or no TensorRT."""
+    _require()
+    onnx_file.write(source, folder)
+
+
+def open_network(folder: Path) -> Any:
+    """See onnx_file. Raises: UserError: no GPU, or no TensorRT."""
+    _require()
+    return onnx_file.open_session(folder, [PROVIDER, "CUDAExecutionProvider"])
+
+
+def _require() -> None:
+    import onnxruntime
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("format=tensorrt: needs an NVIDIA GPU, and this machine has none")
+    if PROVIDER not in onnxruntime.get_available_providers():
+        advice = "install onnxruntime-gpu in place of onnxruntime, and tensorrt"
+        raise UserError(f"format=tensorrt: this onnxruntime has no {PROVIDER}", advice)

@@ -1,0 +1,118 @@
+"""Write a format: staged beside its place, proved, described by a manifest, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
+from trainer.export.formats import FORMATS
+from trainer.export.gate import Gate, NotEqual
+from trainer.export.manifest import PROCESSING_FILE, Manifest, digests
+from trainer.export.model import open_export
+from trainer.export.source import Source
+from trainer.run.files import MANIFEST_FILE, LockHeld, fsync_path, lock_file, write_json, write_text
+from trainer.run.provenance import git_state
+from trainer.run.record import Record, now
+
+EXPORT_DIR = "export"
+VERSIONS = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "tokenizers", "numpy")
+
+
+def export_format(source: Source, gate: Gate, name: str) -> tuple[Path, Manifest]:
+    """Write one format to RUN/export/NAME. A failure leaves what was there.
+
+    Returns: its folder and manifest. Raises: NotEqual: it is not the run's network. UserError: it cannot be written.
+    """
+    place = source.run_dir / EXPORT_DIR / name
+    staged = place.with_name(f".{name}")
+    try:
+        place.parent.mkdir(exist_ok=True)
+        lock = lock_file(place.parent / f".{name}.lock", f"process {os.getpid()}")
+    except LockHeld as held:
+        raise UserError(f"{place}: is being written by {held.holder}; try again when it has ended") from held
+    except OSError as error:
+        raise UserError(f"{place}: cannot be written ({error.strerror})") from error
+    with lock:
+        shutil.rmtree(staged, ignore_errors=True)  # of an export that was interrupted
+        staged.mkdir()
+        try:
+            manifest = _fill(source, gate, name, staged)
+            _replace(staged, place)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return place, manifest
+
+
+def _fill(source: Source, gate: Gate, name: str, folder: Path) -> Manifest:
+    write_processing(source, folder)
+    import_module(f"trainer.export.{FORMATS[name].module}").write(source, folder)
+    try:
+        candidate = open_export(folder, name)
+    except UserError as error:
+        raise NotEqual(f"what was written cannot be loaded: {error.lines[0]}") from error
+    parity = gate.prove(candidate, FORMATS[name].tolerance)
+    example = source.model.example_inputs()
+    record = Record(source.run_dir).read()
+    manifest = Manifest(
+        format=name,
+        task=source.model.config.task.name,
+        run={"directory": str(source.run_dir), "hash": record.get("hash"), "wandb_id": record.get("wandb_id")},
+        git=git_state(with_diff=False),
+        created=now(),
+        versions={"python": platform.python_version(), **{package: _version(package) for package in VERSIONS}},
+        bound_to=None,
+        arguments={
+            key: {
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "shape": [example.dynamic[key].get(axis, size) for axis, size in enumerate(tensor.shape)],
+            }
+            for key, tensor in example.tensors.items()
+        },
+        parity=parity,
+        files=digests(folder),
+    )
+    write_json(folder / MANIFEST_FILE, manifest.model_dump())
+    return manifest
+
+
+def write_processing(source: Source, folder: Path) -> None:
+    """Write processing.json and the files that it names."""
+    processing = source.model.processing()
+    plain: dict[str, Any] = {"inputs": processing.inputs, "outputs": processing.outputs}
+    (folder / PROCESSING_FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    for name, text in processing.files.items():
+        write_text(folder / name, text)
+
+
+def _replace(staged: Path, place: Path) -> None:
+    """Flush the folder and put it in its place."""
+    for path in (*staged.rglob("*"), staged):
+        fsync_path(path)
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    # A folder that is not empty cannot be renamed over; the old one is moved away first and back on failure.
+    if place.exists():
+        place.rename(old)
+    try:
+        staged.rename(place)
+    except OSError:
+        with suppress(FileNotFoundError):
+            old.rename(place)
+        raise
+    fsync_path(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
