@@ -24,11 +24,14 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Format:
-    """module: in this package, with `write(source, folder)` and `open_network(folder)`. packages: that it needs."""
+    """module: in this package, with `write(source, folder)` and `open_network(folder)`. packages: that it needs.
+    is_native: it is machine code for one instruction set.
+    """
 
     module: str
     tolerance: Tolerance
     packages: Sequence[str] = ()
+    is_native: bool = False
 
 
 EXACT = Tolerance(1e-4, 1e-5, 0.1)
@@ -39,6 +42,7 @@ ONNX = ("onnx", "onnxruntime", "onnxscript")
 FORMATS: Mapping[str, Format] = {
     "safetensors": Format("weights", EXACT),
     "torch_export": Format("program", EXACT),
+    "aot_inductor": Format("compiled", EXACT, is_native=True),
     "onnx": Format("onnx_file", EXACT, ONNX),
     "onnx_fp16": Format("onnx_fp16", Tolerance(2e-2, 2e-3, 0.1), ONNX),
     "onnx_int8": Format("onnx_int8", Tolerance(1.0, 0.1, 0.5), ONNX),

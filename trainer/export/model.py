@@ -65,18 +65,32 @@ class ExportedModel(ExportedNetwork):
     manifest: Manifest
 
 
-def load(path: str | Path) -> ExportedModel:
+def load(path: str | Path, allow_native_code: bool = False) -> ExportedModel:
     """An export, without Lightning; without torch where its format is of ONNX. Nothing in it is executed as code.
 
-    Args: path: the folder of one format, such as RUN/export/onnx.
+    Args: path: the folder of one format, such as RUN/export/onnx. allow_native_code: of aot_inductor, which is machine
+        code and can do whatever this process can.
     Raises: UserError: no export, a file that is damaged, changed or outside of the folder, or a missing package.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
     if manifest.format not in FORMATS:
         raise UserError(f"{folder}: format {manifest.format} is not known to this version")
+    if FORMATS[manifest.format].is_native:
+        _check_native(folder, manifest, allow_native_code)
     network = open_export(folder, manifest.format)
     return ExportedModel(network.processing, network.forward, manifest)
+
+
+def _check_native(folder: Path, manifest: Manifest, is_allowed: bool) -> None:
+    """Raises: UserError: machine code is not allowed, or it is not for this processor."""
+    if not is_allowed:
+        raise UserError(f"{folder}: {manifest.format} is machine code", "if you trust it, pass allow_native_code=True")
+    from trainer.export.compiled import instruction_set
+
+    if manifest.bound_to != instruction_set():
+        reason = f"was compiled for {manifest.bound_to}, this processor has {instruction_set()}"
+        raise UserError(f"{folder}: {reason}; export the run here")
 
 
 def open_export(folder: Path, format_name: str) -> ExportedNetwork:

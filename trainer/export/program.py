@@ -39,10 +39,8 @@ DEBUGGING = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "f
 
 
 def write(source: Source, folder: Path) -> None:
-    """Trace the network with the dimensions of its example that vary."""
-    example = source.model.example_inputs()
-    shapes = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in example.dynamic.items()}
-    program = torch.export.export(source.model.network, (), dict(example.tensors), dynamic_shapes=shapes)
+    """Write the traced network."""
+    program = trace(source)
     # The example is not needed to run, and torch stores it as a pickle.
     program.example_inputs = None
     for node in program.graph.nodes:
@@ -50,6 +48,13 @@ def write(source: Source, folder: Path) -> None:
             node.meta.pop(key, None)
     with quiet():
         torch.export.save(program, folder / PROGRAM_FILE)
+
+
+def trace(source: Source) -> torch.export.ExportedProgram:
+    """The network with the dimensions of its example that vary."""
+    example = source.model.example_inputs()
+    shapes = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in example.dynamic.items()}
+    return torch.export.export(source.model.network, (), dict(example.tensors), dynamic_shapes=shapes)
 
 
 def open_network(folder: Path) -> Any:

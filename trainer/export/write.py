@@ -60,6 +60,11 @@ def _fill(source: Source, gate: Gate, name: str, folder: Path) -> Manifest:
         raise NotEqual(f"what was written cannot be loaded: {error.lines[0]}") from error
     parity = gate.prove(candidate, FORMATS[name].tolerance)
     example = source.model.example_inputs()
+    bound_to = None
+    if FORMATS[name].is_native:
+        from trainer.export.compiled import instruction_set
+
+        bound_to = instruction_set()
     record = Record(source.run_dir).read()
     manifest = Manifest(
         format=name,
@@ -68,7 +73,7 @@ def _fill(source: Source, gate: Gate, name: str, folder: Path) -> Manifest:
         git=git_state(with_diff=False),
         created=now(),
         versions={"python": platform.python_version(), **{package: _version(package) for package in VERSIONS}},
-        bound_to=None,
+        bound_to=bound_to,
         arguments={
             key: {
                 "dtype": str(tensor.dtype).removeprefix("torch."),

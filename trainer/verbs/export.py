@@ -30,7 +30,7 @@ def export(words: Sequence[str]) -> int:
     from trainer.export.gate import NotEqual
     from trainer.export.write import export_format
 
-    source, gate = _prepare(run_dir, stored, data_is_named)
+    source, gate = open_run(run_dir, stored, data_is_named)
     if gate.evaluation is None:
         print(f"note: outputs are compared on example inputs: {gate.reason}", file=sys.stderr)
     failed = False
@@ -67,7 +67,7 @@ def _parse(words: Sequence[str]) -> tuple[Path, list[str], StoredConfig, bool]:
     return run_dir, names, stored, any(word.startswith("data.") for word in rest)
 
 
-def _prepare(run_dir: Path, stored: StoredConfig, data_is_named: bool) -> tuple[Source, Gate]:
+def open_run(run_dir: Path, stored: StoredConfig, data_is_named: bool) -> tuple[Source, Gate]:
     """The run's network in float32, and what exports of it are compared on."""
     import torch
 

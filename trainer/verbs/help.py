@@ -194,7 +194,7 @@ Arguments:
         f"""\
 Arguments:
   run=DIR              the run's directory
-  format=NAME,...      safetensors, torch_export, onnx, onnx_fp16, onnx_int8, tensorrt
+  format=NAME,...      safetensors, torch_export, aot_inductor, onnx, onnx_fp16, onnx_int8, tensorrt
   KEY=VALUE            data.*, model.path: where the data or the encoder is now; trainer.limit_test_batches,
                        trainer.limit_val_batches, batch.eval_size
 {PLUGINS}
