@@ -26,6 +26,7 @@ RANKS = "tests/distributed/test_ranks_agree.py"
 SIGNAL_TO_ONE_RANK = f"{RANKS}::test_a_signal_to_one_rank_stops_all_at_one_step"
 METRICS = "tests/unit/test_metrics.py::test_throughput_is_that_of_a_known_clock"
 AVERAGING = "tests/unit/test_averaging.py"
+SYNC = "tests/unit/test_sync.py"
 QUICK = "tests/distributed/test_strategies_quick.py"
 
 
@@ -197,6 +198,24 @@ FAULTS = {
         '"stopped" if code == EXIT_STOPPED else "failed"',
         '"stopped" if code == EXIT_STOPPED else "finished"',
         "tests/unit/test_sweep.py::test_a_job_is_recorded_as_it_ended",
+    ),
+    "steps that W&B's server lacks not uploaded at a resume": Fault(
+        "trainer/observe/wandb.py",
+        "upload_rows(run, record.directory, finished=False)",
+        "None",
+        f"{SYNC}::test_an_online_run_that_was_killed_has_each_step_once",
+    ),
+    "W&B's step left to count calls": Fault(
+        "trainer/observe/wandb.py",
+        "self.run.log(self.row, step=self.step, commit=True)",
+        "self.run.log(self.row)",
+        f"{SYNC}::test_an_online_run_that_was_killed_has_each_step_once",
+    ),
+    "run id of W&B's agent not recorded": Fault(
+        "trainer/observe/wandb_run.py",
+        "    record.update(wandb_id=agents)",
+        "    pass",
+        f"{SYNC}::test_the_agent_of_a_sweep_finds_its_run",
     ),
 }
 

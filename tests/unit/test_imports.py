@@ -25,6 +25,8 @@ def modules_after(code: str, directory: Path) -> set[str]:
         ["predict", "--help"],
         ["completion", "words", "tr"],
         ["eval"],
+        ["sync", "run=nowhere"],
+        ["dashboard", "run=nowhere"],
         [*SPIRALS_WORDS, "--cfg", "job"],
         [*SPIRALS_WORDS, "optimizer.lr=-1"],
         [*SPIRALS_WORDS, "optimizer.lrr=1"],
