@@ -30,6 +30,7 @@ from trainer.profile.memory_picture import COLORS
 from trainer.profile.steps import ProfiledSteps
 from trainer.report.page import write_report
 from trainer.report.profile import read_profile
+from trainer.report.read import unique_labels
 from trainer.run.metrics_file import read_metrics
 from trainer.run.stored_config import read_stored_config
 
@@ -196,7 +197,10 @@ def test_the_page_of_a_run_shows_its_profile(finished: Finished, tmp_path: Path)
     assert f"<td>{table[19]['operator']}</td>" in page and "opens in ui.perfetto.dev" in page
     assert 'id="profile"' not in (finished("none") / "report.html").read_text()
     compared = tmp_path / "pages" / "two.html"
-    write_report([finished("none"), finished("torch"), finished("memory")], compared)
+    runs = [finished("none"), finished("torch"), finished("memory")]
+    write_report(runs, compared)
+    section = compared.read_text().partition('<section id="profile">')[2].partition("</section>")[0]
+    assert [label for label in unique_labels(runs) if f"<h3>{label}</h3>" in section] == unique_labels(runs)[1:]
     assert len(links(compared)) == 6 and all(path.is_file() for path in links(compared))
 
 

@@ -45,7 +45,7 @@ class MemoryRecorder(TorchRecorder):
             torch.cuda.memory._record_memory_history(enabled=None)
             device = torch.device("cuda", torch.cuda.current_device())
         events = self.profile._memory_profile()
-        ranges = list(_ranges(events))
+        ranges = _ranges(events)
         timeline = read_timeline(events, device, [(r.name, r.start_ns) for r in ranges if r.name.startswith("step ")])
         draw_timeline(timeline, f"{device.type}, {self.title}", self.file("memory", ".png"))
         self._write_allocations(events, device, ranges, timeline)
@@ -54,7 +54,7 @@ class MemoryRecorder(TorchRecorder):
         self, events: MemoryProfile, device: torch.device, ranges: list[Range], timeline: Timeline
     ) -> None:
         states = [each for each in ranges if not each.name.startswith("step ")]
-        counts = Counter(allocation for allocation in _allocations(events, device, states))
+        counts = Counter(_allocations(events, device, states))
         rows = [[size / 2**20, count, *words] for (size, *words), count in counts.items()]
         rows.sort(key=lambda row: row[0], reverse=True)
         title = f"allocations, {device.type}, {self.title}; at most {timeline.peak_mib:.4g} MiB at once"
@@ -80,14 +80,11 @@ class Allocation(NamedTuple):
     module: str
 
 
-def _ranges(events: MemoryProfile) -> Iterator[Range]:
+def _ranges(events: MemoryProfile) -> list[Range]:
     """The steps and states, in the order of time."""
-    found = [
-        Range(event.name, event.start_time_ns, event.end_time_ns)
-        for event in events._op_tree.dfs()
-        if is_range(event.name)
-    ]
-    return iter(sorted(found, key=lambda each: each.start_ns))
+    found = [event for event in events._op_tree.dfs() if is_range(event.name)]
+    ranges = [Range(event.name, event.start_time_ns, event.end_time_ns) for event in found]
+    return sorted(ranges, key=lambda each: each.start_ns)
 
 
 def _allocations(events: MemoryProfile, device: torch.device, states: list[Range]) -> Iterator[Allocation]:
