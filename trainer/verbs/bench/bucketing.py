@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from trainer.bench.compare import compare, print_comparison, write_comparison
 from trainer.bench.comparison import Question
 from trainer.errors import EXIT_DONE
-from trainer.verbs.bench.words import number, one_cpu_process, out_of, rounds_of, take_own
+from trainer.verbs.bench.words import ONE_CPU_PROCESS, number, out_of, rounds_of, take_own, with_fixed
 from trainer.verbs.prepare import prepare, take_options
 
 
@@ -16,7 +16,7 @@ def bucketing(words: Sequence[str]) -> int:
     """`bench bucketing WORDS`. Returns: exit code. Raises: UserError."""
     own, others = take_own("bucketing", words, {"rounds": "7", "steps": "10", "out": ""})
     rounds, steps = rounds_of(own), number("steps", own["steps"], 1)
-    words_of_run = one_cpu_process("bucketing", others)
+    words_of_run = with_fixed("bucketing", others, ONE_CPU_PROCESS)
     options, overrides = take_options(words_of_run)
     config = prepare(overrides, options).config
     from trainer.verbs.bench.padding import sides

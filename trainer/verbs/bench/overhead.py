@@ -11,22 +11,21 @@ from trainer.bench.compare import compare, print_comparison, write_comparison
 from trainer.bench.comparison import Question
 from trainer.bench.turns import WARM_UP_TURNS, taking_turns
 from trainer.errors import EXIT_DONE, UserError
-from trainer.verbs.bench.words import number, one_cpu_process, out_of, rounds_of, take_own
+from trainer.verbs.bench.words import ONE_CPU_PROCESS, number, out_of, rounds_of, take_own, with_fixed
 from trainer.verbs.prepare import prepare, take_options
 
-# A turn ends with a logged step, so that each has as many of them.
-FIXED = ("logger=none", "trainer.limit_val_batches=0", "trainer.max_epochs=null")
+# Each side takes as many steps as it has turns for, without evaluations.
+FIXED = (*ONE_CPU_PROCESS, "logger=none", "trainer.limit_val_batches=0", "trainer.max_epochs=null")
 
 
 def overhead(words: Sequence[str]) -> int:
     """`bench overhead WORDS`. Returns: exit code. Raises: UserError."""
     own, others = take_own("overhead", words, {"rounds": "15", "steps": "20", "out": ""})
     rounds, steps = rounds_of(own), number("steps", own["steps"], 1)
-    options, overrides = take_options(one_cpu_process("overhead", others))
     # The first side takes two turns a round. No side reaches the last step, after which the trainer would save.
     total = (2 * rounds + WARM_UP_TURNS) * steps + 1
-    all_words = [*options.as_words(), *overrides, *FIXED, f"trainer.max_steps={total}"]
-    config = prepare([*overrides, *FIXED, f"trainer.max_steps={total}"], options).config
+    options, overrides = take_options(with_fixed("overhead", others, [*FIXED, f"trainer.max_steps={total}"]))
+    config = prepare(overrides, options).config
     if config.trainer.precision != "32-true":
         raise UserError(f"trainer.precision={config.trainer.precision}: the loop by hand knows only 32-true")
     if (config.batch.micro_size or config.batch.global_size) < config.batch.global_size:
@@ -44,7 +43,7 @@ def overhead(words: Sequence[str]) -> int:
         1e-3,
     )
     sides = {"by hand": loops.by_hand, "trainer": loops.ours, "Lightning, automatic": loops.lightning}
-    works = {name: partial(side, words=all_words) for name, side in sides.items()}
+    works = {name: partial(side, words=[*options.as_words(), *overrides]) for name, side in sides.items()}
     with taking_turns(works, steps) as turns:
         comparison = compare(question, turns, rounds, f"python -m trainer bench overhead {shlex.join(words)}")
     out = out_of(own, f"overhead-{config.task.name}-{config.model.name}-{config.data.name}")

@@ -14,7 +14,7 @@ from trainer.bench.rounds import Sample
 from trainer.errors import EXIT_DONE, UserError
 from trainer.verbs.bench.request import DEVICES, busy_note
 from trainer.verbs.bench.samples import WARM_UP_WINDOWS, WINDOWS, Workshop
-from trainer.verbs.bench.words import FEWEST_STEPS, number, out_of, rounds_of, take_own
+from trainer.verbs.bench.words import FEWEST_STEPS, number, out_of, rounds_of, take_own, with_fixed
 from trainer.verbs.prepare import prepare, take_options
 
 # So small that no weight changes: every step of every side starts from the same weights, at the cost of any step.
@@ -81,10 +81,10 @@ def _bench(name: str, runs: Runs, words: Sequence[str]) -> int:
                 f"{runs.key}={chosen[runs.key]}: a ratio needs two sides, as in {runs.key}={','.join(runs.sides)}"
             )
         sides = {value: [f"{runs.key}={value}"] for value in values}
-    options, overrides = take_options(others)
+    options, overrides = take_options(with_fixed(name, others, runs.fixed))
     devices = number(DEVICES, chosen[DEVICES], 2 if runs.devices > 1 else 1)
     # All of them, so that a wrong word is refused before anything is measured.
-    prepared = [prepare([*overrides, *runs.fixed, *more, f"{DEVICES}={devices}"], options) for more in sides.values()]
+    prepared = [prepare([*overrides, *more, f"{DEVICES}={devices}"], options) for more in sides.values()]
     config, rounds = prepared[0].config, rounds_of(chosen)
     steps = number("steps", chosen["steps"], FEWEST_STEPS)
     subject = f"{config.task.name}, {config.model.name} on {config.data.name}"
@@ -93,8 +93,7 @@ def _bench(name: str, runs: Runs, words: Sequence[str]) -> int:
     counted = f"steps {steps // WINDOWS * WARM_UP_WINDOWS + 1} to {steps} of each run count"
     question = Question(name, f"{runs.what}: {subject}", "step", f"wall time; {counted}", LOSSES, runs.tolerance)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        all_words = [*options.as_words(), *overrides, *runs.fixed]
-        workshop = Workshop(prepared[0], all_words, steps, devices, Path(folder))
+        workshop = Workshop(prepared[0], [*options.as_words(), *overrides], steps, devices, Path(folder))
 
         def train(more: Sequence[str]) -> Callable[[], Sample]:
             size, accelerator = config.batch.global_size, prepared[0].world.accelerator

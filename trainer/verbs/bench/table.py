@@ -93,6 +93,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ["bucketing task=bert", "bucketing task=bert data=sst2 data.path=PATH model=minilm"],
         {"steps=N": "training steps of a sample, 10 by default, on batches that stand for an epoch"},
     ),
+    "checkpoint": Benchmark(
+        "checkpoint:checkpoint",
+        "training that saves every N steps and training that saves at its end only; time of a save and of a load, size",
+        "losses, and the state of the last checkpoint, loaded again",
+        ["checkpoint task=bert"],
+        {"every=N": "steps between two saves, 5 by default", "steps=N": "steps of a training run, 60 by default"},
+    ),
     "ddp": Benchmark(
         "runs:ddp",
         "what communication costs: a step of several ranks with and without the all-reduce of gradients",

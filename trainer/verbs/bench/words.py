@@ -48,11 +48,15 @@ def out_of(own: Mapping[str, str], name: str) -> Path:
     return Path(own["out"] or f"outputs/bench/{name}")
 
 
-def one_cpu_process(name: str, words: Sequence[str]) -> list[str]:
-    """The words of a benchmark that measures the CPU time of one process. Raises: UserError: they ask for another."""
-    wanted = {"trainer.accelerator": "cpu", "trainer.devices": "1"}
+# Of the benchmarks that measure the CPU time of this process, or of one for each side.
+ONE_CPU_PROCESS = ("trainer.accelerator=cpu", "trainer.devices=1")
+
+
+def with_fixed(name: str, words: Sequence[str], fixed: Sequence[str]) -> list[str]:
+    """The words of a configuration, and those that a benchmark sets itself. Raises: UserError: they disagree."""
+    values = dict(word.split("=", 1) for word in fixed)
     for word in words:
         key, _, value = word.partition("=")
-        if key in wanted and value != wanted[key]:
-            raise UserError(f"{word}: bench {name} measures the CPU time of one process; leave it out")
-    return [*words, *(f"{key}={value}" for key, value in wanted.items())]
+        if key in values and value != values[key]:
+            raise UserError(f"{word}: bench {name} measures with {key}={values[key]}; leave it out")
+    return [*words, *fixed]
