@@ -20,7 +20,7 @@ FIXED = (*ONE_CPU_PROCESS, "logger=none", "trainer.limit_val_batches=0", "traine
 
 def overhead(words: Sequence[str]) -> int:
     """`bench overhead WORDS`. Returns: exit code. Raises: UserError."""
-    own, others = take_own("overhead", words, {"rounds": "15", "steps": "20", "out": ""})
+    own, others = take_own("overhead", words, {"rounds": "15", "steps": "50", "out": ""})
     rounds, steps = rounds_of(own), number("steps", own["steps"], 1)
     # The first side takes two turns a round. No side reaches the last step, after which the trainer would save.
     total = (2 * rounds + WARM_UP_TURNS) * steps + 1

@@ -74,8 +74,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "overhead:overhead",
         "a step by the trainer's loop, by the same loop by hand, and by Lightning's automatic optimization",
         "the losses of the first measured steps",
-        ["overhead task=cnn model=lenet5 batch.global_size=32", "overhead task=bert model.dropout=0 steps=2"],
-        {"steps=N": "steps of a turn, 20 by default"},
+        ["overhead task=cnn model=lenet5 batch.global_size=32", "overhead task=bert model.dropout=0 steps=10"],
+        {"steps=N": "steps of a turn, 50 by default"},
         notes="All sides compute the task's loss with its metrics; the trainer also logs, accounts for time and draws.",
     ),
     "data": Benchmark(
