@@ -10,7 +10,6 @@ import pstats
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,7 +23,6 @@ from runs import only_run
 from several_lines import on_ranks
 
 from trainer.cli import main
-from trainer.clock import StepClock
 from trainer.profile import memory
 from trainer.profile.memory_picture import COLORS
 from trainer.profile.steps import ProfiledSteps
@@ -310,63 +308,6 @@ def test_a_run_from_before_profilers_were_a_group_is_read(
     profiler = read_stored_config(run).config.profiler
     assert profiler.name == name
     assert getattr(profiler, "steps", None) == ([10, 13] if name == "torch" else None)
-
-
-class Notes:
-    """A recorder that notes what it is asked for."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def start(self) -> None:
-        self.notes.append("start")
-
-    def stop(self) -> None:
-        self.notes.append("stop")
-
-    def open_range(self, name: str) -> str:
-        self.notes.append(f"+{name}")
-        return name
-
-    def close_range(self, opened: str) -> None:
-        self.notes.append(f"-{opened}")
-
-
-def profiled(steps: tuple[int, int], done: int, *networks: str) -> tuple[Any, StepClock, list[str]]:
-    """A callback in training that begins after a step. Returns: (it, its clock, what its recorder has noted)."""
-    recorder, clock = Notes(), StepClock()
-    callback: Any = ProfiledSteps(recorder, steps, clock)  # pyright: ignore[reportArgumentType]
-    module = SimpleNamespace(networks=lambda: dict.fromkeys(networks))
-    callback.on_train_start(SimpleNamespace(global_step=done), module)
-    return callback, clock, recorder.notes
-
-
-def test_ranges_of_several_networks_and_what_is_no_state_of_a_step() -> None:
-    _, clock, notes = profiled((2, 2), 0, "generator", "discriminator")
-    for _ in range(3):
-        clock.enter("data_wait")
-        clock.enter("other")
-        clock.enter("forward", "generator")
-        with clock.within("optimizer", "generator"):
-            clock.peek()
-        clock.end_step()
-    forward, optimizer = "forward generator", "optimizer generator"
-    states = ["data_wait", forward, optimizer, forward]
-    expected = [f"{sign}{state}" for state in states for sign in "+-"]
-    assert notes == ["start", "+step 2", *expected, "-step 2", "stop"]
-    assert clock.observer is None
-
-
-@pytest.mark.parametrize(("done", "said"), [(4, "continues after step 4"), (1, "ended after step 2 of 3")])
-def test_steps_that_are_not_reached_are_logged(done: int, said: str, caplog: pytest.LogCaptureFixture) -> None:
-    callback, clock, notes = profiled((2, 3), done, "model")
-    clock.enter("data_wait")
-    clock.end_step()
-    clock.enter("data_wait")
-    callback.on_exception(None, None, RuntimeError("out of memory"))
-    assert said in caplog.text
-    assert (notes[-2:] == ["-step 3", "stop"]) == (done == 1)
-    assert clock.observer is None
 
 
 @pytest.mark.slow
