@@ -13,6 +13,9 @@ NEEDED = ("hydra", "omegaconf", "pydantic", "rich")
 
 def script() -> NoReturn:
     """The console script."""
+    from trainer.search_path import search_working_directory_last
+
+    search_working_directory_last()
     from trainer.faults.exit import run_and_exit
 
     # libgomp's waiting threads spin by default, which takes the cores from whatever else runs on them: a run took twice

@@ -7,6 +7,12 @@ together.
 
 from __future__ import annotations
 
+# Before all other imports, which would otherwise search the working directory.
+from trainer.search_path import search_working_directory_last
+
+search_working_directory_last()
+
+# ruff: noqa: E402
 import json
 import logging
 import signal

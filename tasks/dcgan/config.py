@@ -26,6 +26,7 @@ class DCGANConfig(TaskConfig):
 
     # Sample grids do not change what is trained.
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"sample_every_n_steps", "num_samples"})
+    CONFIRMS_CODE: ClassVar[frozenset[str]] = frozenset({"features_sha256"})
     EVALUATION: ClassVar[frozenset[str]] = frozenset({"features", "features_sha256", "num_scored"})
 
     loss: Literal["non_saturating", "saturating", "hinge"]

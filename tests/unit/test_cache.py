@@ -1,9 +1,12 @@
+import os
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
 from trainer.data.cache import build_once, cache_key, cache_root
+from trainer.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +54,41 @@ def test_keys_follow_from_their_parts(root):
     assert cache_key("a", 1) == cache_key("a", 1)
     assert len({cache_key("a", 1), cache_key("a", 2), cache_key("a1"), cache_key("a", "1", "")}) == 4
     assert cache_root() == root
+
+
+def test_a_cache_is_private(root):
+    build_once("kind", "key", lambda folder: None)
+    assert [folder.stat().st_mode & 0o777 for folder in (root, root / "kind", root / "kind" / "key")] == [0o700] * 3
+
+
+@pytest.mark.parametrize("which", ["", "kind"])
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_cache_that_others_can_write_to_is_refused(which, mode, root):
+    (root / "kind").mkdir(parents=True)
+    (root / which).chmod(mode)
+    with pytest.raises(UserError, match="can be written by all users"):
+        build_once("kind", "key", lambda folder: None)
+    (root / which).chmod(0o755)
+    build_once("kind", "key", lambda folder: None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_what_another_user_has_put_there_is_not_read(root):
+    built = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        (folder / "file").write_text("ours")
+
+    folder = root / "kind" / "key"
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("theirs")
+    os.chown(folder, 65534, 65534)
+    assert (build_once("kind", "key", build) / "file").read_text() == "ours"
+    shutil.move(folder, root / "elsewhere")
+    folder.symlink_to(root / "elsewhere")
+    assert not (build_once("kind", "key", build)).is_symlink()
+    assert len(built) == 2
+    os.chown(root, 65534, 65534)
+    with pytest.raises(UserError, match="belongs to the user 65534"):
+        build_once("kind", "key", build)

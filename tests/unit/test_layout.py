@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "generators": set(),
     "clock": set(),
     "network": set(),
+    "search_path": set(),
     "world": {"errors"},
     "collectives": {"errors"},
     "config": {"errors", "world", "task"},
@@ -50,8 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     "verbs": {*CONTRACTS, "data", "module", "faults", "launch", "engine", "estimate", "inference", "export"}
     | {"optim", "strategies", "checkpoint", "observe", "report", "bench"},
     "cli": {"version", "errors", "task", "verbs"},
-    "rank": {"errors", "faults", "launch", "verbs"},
-    "__main__": {"cli", "faults"},
+    "rank": {"errors", "search_path", "faults", "launch", "verbs"},
+    "__main__": {"search_path", "cli", "faults"},
     "api": {*CONTRACTS, "faults", "generators", "inference", "launch", "report", "verbs"},
     "__init__": {"version", "errors", "api"},
 }

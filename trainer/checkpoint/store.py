@@ -109,17 +109,22 @@ def find_damage(checkpoint: Path) -> str | None:
     """What differs from the manifest, as a phrase; None where the checkpoint is valid."""
     try:
         manifest: Any = read_manifest(checkpoint)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{MANIFEST_FILE} cannot be read: {error}"
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         return f"{MANIFEST_FILE} lists no files"
     if STATE_FILE not in files:
         return f"{MANIFEST_FILE} does not list {STATE_FILE}"
+    numbers = [manifest.get(name, 0) for name in ("step", "metrics_bytes", "best_step")]
+    if not all(number is None or (isinstance(number, int) and number >= 0) for number in numbers):
+        return f"{MANIFEST_FILE} has a step or a size that is no number"
     if checkpoint.name != f"step-{manifest.get('step')!s:0>8}":
         return f"{MANIFEST_FILE} is of step {manifest.get('step')}"
     for name, expected in files.items():
         path = checkpoint / name
+        if not path.resolve().is_relative_to(checkpoint.resolve()):
+            return f"{MANIFEST_FILE} names {name}, outside of the checkpoint"
         if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
             return f"{MANIFEST_FILE} has no size and checksum of {name}"
         if not path.is_file():

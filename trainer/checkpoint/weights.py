@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import is_zipfile
 
@@ -30,8 +31,11 @@ class PlainCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
-        """Read one file without running code from it."""
-        return torch.load(path, map_location=map_location, weights_only=True)
+        """Read one file without running code from it. Raises: UserError: that is not possible."""
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except UnpicklingError as error:
+            raise UserError(f"{path}: damaged, or would run code when it is read", "restore a checkpoint") from error
 
 
 def read_state(file: Path) -> dict[str, Any]:
@@ -90,6 +94,8 @@ def write_weights(weights: Mapping[str, Tensor], target: Path) -> None:
         places.add(place)
         distinct[name] = tensor.contiguous()
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f".{target.name}")
-    save_file(distinct, staged, metadata={"format": "pt"})
-    staged.replace(target)
+    # In a directory that nobody else can have prepared: safetensors follows links.
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        staged = Path(folder) / target.name
+        save_file(distinct, staged, metadata={"format": "pt"})
+        staged.replace(target)

@@ -7,9 +7,11 @@ process that starts from the command line, which under torchrun means one for ea
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -29,9 +31,11 @@ from trainer.config.own_parts import OWN_GROUPS, OWN_MEMBER, TARGET, is_own, ope
 from trainer.config.parsing import parse_config
 from trainer.config.schema import Config
 from trainer.config.secrets import literal_secrets, refer_to_environment
+from trainer.config.yaml_limits import read_yaml_text
 from trainer.errors import ConfigError, UserError, nearest, shown
-from trainer.task import HOME, TaskSpec, find_tasks, get_task
+from trainer.task import HOME, TaskSpec, find_tasks, get_task, is_plugin_loaded
 
+HYDRA_PLUGINS = "hydra_plugins"
 CONF = HOME / "conf"
 # Groups whose files set keys of any node, and need no member.
 RECIPES = ("experiment", "debug")
@@ -97,6 +101,8 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
     for folder in config_dirs:
         if not folder.is_dir():
             raise UserError(f"--config-dir={folder}: no such directory")
+        for file in folder.rglob("*.yaml"):
+            read_yaml_text(file)
     search = [f"hydra.searchpath=[{','.join(f'file://{Path(folder).resolve()}' for folder in folders)}]"]
     with _own_hydra(), initialize_config_dir(str(CONF), version_base="1.3"):
         try:
@@ -111,7 +117,19 @@ def compose_mapping(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> D
     for group in RECIPES:
         if group in composed:
             raise UserError(f"{group}: the file sets {group}.*; {GLOBAL}")
+    # Of several such words the last one counts, and all of them are the user's own.
+    named = [folder for each in overrides for folder in plugins_of([each])]
+    _refuse_plugins_of_recipes(composed, named)
     return apply_debugging(_with_own_defaults(replace_values(composed)))
+
+
+def _refuse_plugins_of_recipes(composed: DictConfig, named: Sequence[str]) -> None:
+    """Raises: UserError: a file names a plugin that the command does not."""
+    folders = composed.get("plugins")
+    for folder in folders if isinstance(folders, Sequence) and not isinstance(folders, str) else ():
+        if str(folder) not in named and not is_plugin_loaded(Path(str(folder))):
+            advice = f"if you trust it, name it yourself: plugins=[{folder}]"
+            raise UserError(f"plugins=[{folder}]: stands in a file, and a file imports no code by itself", advice)
 
 
 def _chooses_nothing(override: Override) -> bool:
@@ -123,11 +141,22 @@ def _own_hydra() -> Iterator[None]:
     """Compose beside an application of Hydra that calls the trainer: Hydra keeps its state in the process."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
+    # Hydra imports every module of this package, also from the working directory; here it only composes.
+    plugins = sys.modules.get(HYDRA_PLUGINS)
+    sys.modules[HYDRA_PLUGINS] = plugins or _empty_package(HYDRA_PLUGINS)
     try:
         yield
     finally:
+        if plugins is None:
+            del sys.modules[HYDRA_PLUGINS]
         if before is not None:
             GlobalHydra.instance().initialize(before)
+
+
+def _empty_package(name: str) -> ModuleType:
+    package = ModuleType(name)
+    package.__path__ = []
+    return package
 
 
 def _with_own_defaults(composed: DictConfig) -> DictConfig:

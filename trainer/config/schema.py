@@ -71,6 +71,8 @@ class TaskConfig(Named):
 
     # Fields that an evaluation reads, which the verb `eval` may therefore change.
     EVALUATION: ClassVar[frozenset[str]] = frozenset()
+    # Fields that confirm a file which is code; for a stored run the user's words have to repeat them.
+    CONFIRMS_CODE: ClassVar[frozenset[str]] = frozenset()
 
 
 @settings

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.data.cache import cache_root
+from trainer.data.cache import cache_root, private_cache
+from trainer.data.confined import check_folder, own_root
 from trainer.errors import Problem, UserError
 from trainer.network import route_problem
 
@@ -73,6 +74,15 @@ def load_splits(source: Source) -> dict[str, datasets.Dataset]:
     return splits
 
 
+def file_roots(source: Source) -> list[Path]:
+    """Where the files of a set may lie that its rows name."""
+    if source.path:
+        return [own_root(Path(source.path).expanduser())]
+    from huggingface_hub import constants
+
+    return [Path(constants.HF_HUB_CACHE).resolve(), (cache_root() / "datasets").resolve()]
+
+
 def split_fingerprint(dataset: datasets.Dataset) -> str:
     """Key of a split's rows for caches: it changes with the source files and with what was done to the rows."""
     return dataset._fingerprint
@@ -103,6 +113,8 @@ def _load_local(source: Source) -> dict[str, datasets.Dataset]:
     if problems:
         raise UserError(*(str(problem) for problem in problems))
     place = Path(source.path or "").expanduser().resolve()
+    if place.is_dir():
+        check_folder(place, str(source))
     if source.subset and (place / source.subset).is_dir():
         place = place / source.subset
     if place.is_file():
@@ -140,8 +152,8 @@ def _load(source: Source, **arguments: Any) -> dict[str, datasets.Dataset]:
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    cache = str(cache_root() / "datasets")
     try:
+        cache = str(private_cache("datasets"))
         with _quiet(bars=not source.path and os.environ.get("LOCAL_RANK", "0") == "0"):
             return dict(datasets.load_dataset(**arguments, cache_dir=cache))  # pyright: ignore[reportReturnType]
     except ConnectionError as error:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
-from trainer.run.files import LOGS_DIR
+from trainer.run.files import LOGS_DIR, open_plain
 from trainer.world import World
+
+LOG_FLAGS = os.O_WRONLY | os.O_APPEND
 
 
 class RankLog(logging.FileHandler):
     """The log of a rank; a class of its own distinguishes it from handlers of a script that calls the trainer."""
+
+    def _open(self) -> TextIOWrapper:
+        """As logging's, but a symbolic link is not followed."""
+        descriptor = open_plain(Path(self.baseFilename), LOG_FLAGS | os.O_CREAT)
+        return TextIOWrapper(os.fdopen(descriptor, "ab", buffering=0), encoding="utf-8", write_through=True)
 
 
 def set_up_rank_logs(run_dir: Path, world: World) -> None:
@@ -35,7 +43,7 @@ def set_up_rank_logs(run_dir: Path, world: World) -> None:
     if world.rank != 0:
         sys.stdout.flush()
         sys.stderr.flush()
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        descriptor = open_plain(path, LOG_FLAGS)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from trainer.run.files import METRICS_FILE
+from trainer.run.files import METRICS_FILE, open_plain
 
 
 class JsonlLogger(Logger):
@@ -34,7 +35,8 @@ class JsonlLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        descriptor = open_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}}) + "\n")
 
     @rank_zero_only

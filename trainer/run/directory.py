@@ -27,6 +27,7 @@ from trainer.run.files import (
     RECORD_FILE,
     LockHeld,
     lock_file,
+    refuse_links_outside,
     write_json,
     write_text,
 )
@@ -110,6 +111,7 @@ def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
     directory, resumed = _choose(config, mapping)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        refuse_links_outside(directory)
         run = Run(directory, resumed, _lock(directory), config.run.record_git_diff, not config.trainer.fast_dev_run)
     except OSError as error:
         raise UserError(f"run.root={config.run.root}: {directory} cannot be written ({error.strerror})") from error

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from trainer.errors import UserError
 
 CONFIG_FILE = "config.yaml"
 RECORD_FILE = "run.json"
@@ -19,6 +22,7 @@ EVALUATION_FILE = "eval.json"
 REPORT_FILE = "report.html"
 HF_DIR = "hf"  # the model as transformers loads it
 LOGS_DIR = "logs"
+WANDB_DIR = "wandb"
 PROFILE_DIR = "profile"
 CHECKPOINTS_DIR = "checkpoints"
 STATE_FILE = "state.ckpt"  # of a checkpoint
@@ -26,14 +30,40 @@ MANIFEST_FILE = "manifest.json"  # of a checkpoint
 LOCK_FILE = ".lock"
 
 
+def open_plain(path: Path, flags: int) -> int:
+    """A descriptor of a file, for this process alone. Raises: OSError: the file is a symbolic link (ELOOP)."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def refuse_links_outside(run_dir: Path) -> None:
+    """A run directory may come from anybody; what is written to it must not land elsewhere.
+
+    Raises: UserError: something in it is a symbolic link that leads out of it.
+    """
+    root = run_dir.resolve()
+    for folder, folders, files in os.walk(root):
+        paths = [Path(folder, name) for name in (*folders, *files)]
+        # W&B alone writes there, to new folders, and links to its log in the user's cache.
+        folders[:] = [name for name in folders if Path(folder, name) != root / WANDB_DIR]
+        for path in paths:
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                link = f"{path.relative_to(root)} is a symbolic link to {path.readlink()}"
+                advice = "files there would be read or overwritten; remove the link, or put a copy in its place"
+                raise UserError(f"run={run_dir}: {link}, outside of the run", advice)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically: a reader sees the old text or the new one, also after a crash of the machine."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    # Nobody can have put a link where a name is random.
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(open_plain(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
     fsync_path(path.parent)
 
 
@@ -67,7 +97,7 @@ def lock_file(path: Path, holder: str, wait: bool = False) -> TextIO:
     Args: holder: written into the file for others to read. wait: block until the lock is free.
     Raises: LockHeld: another process holds it. OSError: the file cannot be opened, or the file system has no locks.
     """
-    file = path.open("a+", encoding="utf-8")
+    file = os.fdopen(open_plain(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trainer.run.files import METRICS_FILE, fsync_path
+from trainer.run.files import METRICS_FILE, fsync_path, open_plain
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -39,5 +39,9 @@ def cut_metrics(run_dir: Path, num_bytes: int) -> None:
     path = run_dir / METRICS_FILE
     if path.exists():
         complete = path.read_bytes()[:num_bytes].rfind(b"\n") + 1
-        os.truncate(path, complete)
-        fsync_path(path)
+        descriptor = open_plain(path, os.O_WRONLY)
+        try:
+            os.ftruncate(descriptor, complete)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

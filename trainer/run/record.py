@@ -31,7 +31,7 @@ class Record:
         """Read the record. Raises: UserError: this is no run directory."""
         try:
             return json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"run={self.directory}: not a run directory (no readable {RECORD_FILE})") from error
 
     def update(self, **values: Any) -> None:

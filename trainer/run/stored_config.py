@@ -17,8 +17,9 @@ from trainer.config.groups import NAMED_GROUPS
 from trainer.config.loggers import nested
 from trainer.config.profilers import LIGHTNING_NAMES
 from trainer.config.schema import Config
+from trainer.config.yaml_limits import read_yaml_text
 from trainer.errors import UserError
-from trainer.run.files import CONFIG_FILE
+from trainer.run.files import CONFIG_FILE, refuse_links_outside
 from trainer.task import TaskSpec, find_tasks, is_plugin_loaded
 
 MISSING_KEY = object()
@@ -44,6 +45,7 @@ def read_stored_config(
     Args: overrides: key=value with existing keys. nodes: whole nodes to replace first, such as `data`.
     Raises: UserError: the file cannot be read, a key or value is wrong, or the run needs a plugin.
     """
+    refuse_links_outside(run_dir)
     mapping = _load(run_dir)
     stored_plugins = [str(folder) for folder in mapping.get("plugins") or ()]
     parsed = parse_overrides(overrides)
@@ -72,7 +74,7 @@ def plugins_word(folders: Sequence[str]) -> list[str]:
 
 def _load(run_dir: Path) -> DictConfig:
     try:
-        mapping = OmegaConf.load(run_dir / CONFIG_FILE)
+        mapping = OmegaConf.create(read_yaml_text(run_dir / CONFIG_FILE))
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"run={run_dir}: no readable {CONFIG_FILE}") from error
     if not isinstance(mapping, DictConfig):

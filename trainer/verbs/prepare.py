@@ -11,6 +11,7 @@ from trainer.config.compose import chosen_members, compose_mapping, typed, witho
 from trainer.config.own_parts import find_targets, target_words
 from trainer.config.schema import Config, LaunchConfig, TrainerConfig
 from trainer.config.validation import validate
+from trainer.config.versions import refuse_bad_versions
 from trainer.errors import UserError
 from trainer.launch.discover import plan_world, submitted_world
 from trainer.launch.submit import submits
@@ -128,6 +129,7 @@ def prepare(
     Args: find_world: gives the world to plan for; None is the one that would run here.
     Raises: UserError: any error of the user's in the configuration.
     """
+    refuse_bad_versions()
     composed = compose_mapping(overrides, options.config_dirs)
     config, task = typed(composed, chosen_members(overrides))
     find_world = find_world or (submitted_world if submits(config) else plan_world)

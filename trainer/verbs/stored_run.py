@@ -11,6 +11,7 @@ from trainer.config.compose import compose_data
 from trainer.config.own_parts import TARGET, find_targets
 from trainer.config.schema import Config
 from trainer.config.validation import validate
+from trainer.config.versions import refuse_bad_versions
 from trainer.errors import ConfigError, UserError, nearest
 from trainer.launch.agent import start_ranks
 from trainer.launch.discover import plan_world
@@ -94,6 +95,7 @@ def own_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
 
 def prepare_stored(verb: str, run_dir: Path, arguments: Sequence[str]) -> PreparedRun:
     """See changed_config; and the ranks to work on the run. Raises: UserError: also for devices that are not here."""
+    refuse_bad_versions()
     stored = changed_config(verb, run_dir, arguments)
     world = plan_world(stored.config.trainer, stored.config.launch)
     if verb != "predict":  # which needs neither the training data nor a batch that the ranks divide
@@ -112,10 +114,23 @@ def changed_config(verb: str, run_dir: Path, arguments: Sequence[str]) -> Stored
             raise UserError(f"{word}: {verb} would ignore it", advice)
         if verb == "predict" and key == "trainer.precision" and _is_without_effect(stored):
             raise UserError(f"{word}: task={stored.task.name} never predicts in mixed precision, so it has no effect")
+    if verb == "eval":
+        _refuse_unconfirmed(stored, words)
     trust([_repeated_target(word, stored.mapping) for word in words.targets], words.config_dirs)
     if words.data and (problems := stored.task.validate(stored.config)):
         raise ConfigError(problems)
     return stored
+
+
+def _refuse_unconfirmed(stored: StoredConfig, words: StoredWords) -> None:
+    """Raises: UserError: the run itself confirms which code it runs, and the user's words do not."""
+    for name in sorted(stored.config.task.CONFIRMS_CODE):
+        value = getattr(stored.config.task, name)
+        if value is not None and not any(word.startswith(f"task.{name}=") for word in words.overrides):
+            raise UserError(
+                f"task.{name}={value}: allows a file to run, and a stored run allows nothing by itself",
+                f"if you trust the file, repeat it: task.{name}={value}",
+            )
 
 
 def _is_without_effect(stored: StoredConfig) -> bool:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 256
 FIRST_NOTE_S, NOTE_EVERY_S = 3.0, 10.0
+# Pillow finds out the format from the content: a file called .png may be one that Ghostscript would have to run.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# 20 KB of PNG can hold a billion equal pixels. The largest cameras have 61 million; each takes up to 8 bytes.
+MAX_PIXELS = 2**26
 GREY_MODES = frozenset({"1", "L", "LA"})
 COLOUR_MODES = frozenset({"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa"})
 GREY_16_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
@@ -99,7 +103,10 @@ def open_image(encoded: Mapping[str, Any]) -> Image.Image:
     if source is None:
         raise Unusable("the row holds no image")
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width}x{image.height} pixels"
+                raise Unusable(f"has {size}, more than {MAX_PIXELS:,}; make it smaller, or cut it")
             return upright(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from trainer.data.confined import check_paths
 from trainer.data.images.cache import ImageCache, image_cache, moments, pixel_hash
 from trainer.data.images.config import ImageDataConfig, StoredImagesConfig
 from trainer.data.images.decode import ImageForm, Unusable, decode_all, image_form, open_image, to_form
-from trainer.data.sources import Source, load_splits, split_fingerprint
+from trainer.data.sources import Source, file_roots, load_splits, split_fingerprint
 from trainer.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def _stored(data: StoredImagesConfig, form: ImageForm | None, class_names: Seque
     source = Source(data.hub_id, data.subset, data.path)
     tables = load_splits(source)
     image_column = _image_column(tables["train"], data.image_column, source)
+    for name, table in tables.items():
+        check_paths(_encoded(table, image_column), image_column, file_roots(source), f"{source}, {name} split")
     notes: list[str] = []
     if class_names is not None and not class_names:
         labels, names = _without_labels(tables), []

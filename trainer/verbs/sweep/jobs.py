@@ -154,7 +154,7 @@ class Ledger:
                 "name a directory that can be written, on a file system with locks: run.root=DIRECTORY",
             ) from error
         if path.exists():
-            jobs = [Job(**job) for job in json.loads(path.read_text(encoding="utf-8"))["jobs"]]
+            jobs = _read_jobs(path, plan)
         else:
             jobs = [Job(number, words) for number, words in enumerate(plan.grid, 1)]
         ledger = cls(path, jobs, lock)
@@ -165,6 +165,22 @@ class Ledger:
         """Replace the file atomically."""
         content: dict[str, Any] = {"command": redact_words(sys.argv), "jobs": [asdict(job) for job in self.jobs]}
         write_json(self.path, content)
+
+
+def _read_jobs(path: Path, plan: SweepPlan) -> list[Job]:
+    """Raises: UserError: the file is damaged, or a job has words that this sweep does not vary, such as plugins."""
+    advice = f"remove {path.parent}, or start beside it with another run.root"
+    try:
+        jobs = [Job(**job) for job in json.loads(path.read_text(encoding="utf-8"))["jobs"]]
+        varied = {override.get_key_element() for override in plan.swept}
+        words = [(job.number, word, parse_overrides([word])[0]) for job in jobs for word in job.words]
+        foreign = [(number, word) for number, word, override in words if override.get_key_element() not in varied]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__})", advice) from error
+    if foreign:
+        number, word = foreign[0]
+        raise UserError(f"{path}: job {number} has the word {word}, which is not of this sweep", advice)
+    return jobs
 
 
 def _lock(directory: Path) -> TextIO:
