@@ -146,7 +146,7 @@ def test_what_slurm_gave_is_compared_with_what_was_asked(cluster: Cluster, tmp_p
     assert "launch.nodes=2: the ranks are on 1 node of the job" in (tmp_path / "log").read_text(), output
 
 
-@pytest.mark.parametrize("text", ["a b", "$(id)", "'", '"; #', "\\", "#x", "a --uid=0", "ü"])
+@pytest.mark.parametrize("text", ["a b", "$(id)", "'", '"; #', "\\", "#x", "a --uid=0", "ü", "a\\'b"])
 def test_sbatch_reads_each_setting_as_one_word(text: str, cluster: Cluster, tmp_path: Path) -> None:
     """The comment of a job is any text; sbatch shows what it has read."""
     value = text.replace("\\", "\\\\").replace("'", "\\'")

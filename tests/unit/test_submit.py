@@ -93,7 +93,8 @@ def hostile_script(composed: Config, name: str = "name", **launch: object) -> st
 def test_settings_of_a_job_script_are_no_shell_code(composed: Config, text: str, tmp_path: Path) -> None:
     script = hostile_script(composed, partition=text, account=text, python=text, srun_options=[text])
     lines = [line for line in script.splitlines() if line.startswith("#SBATCH ")]
-    assert f"#SBATCH {shlex.quote('--partition=' + text)}" in lines
+    quoted = shlex.quote("--partition=" + text).replace("\\", "\\\\")
+    assert f"#SBATCH {quoted}" in lines
     _, calls = run_job(tmp_path, script, "exit 0")
     assert calls[0].split(" ", 2)[2].startswith(f"{text} {text} -m trainer")
     assert not (tmp_path / "hit").exists()

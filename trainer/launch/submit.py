@@ -57,8 +57,7 @@ def job_script(config: Config, name: str, log: Path, assignments: Sequence[str],
     launch = config.launch
     assert isinstance(launch, SlurmLaunchConfig)
     _refuse_control_characters(config, name, log)
-    # sbatch splits such a line into words and takes quotes off, as a shell does.
-    settings = [f"#SBATCH {shlex.quote(option)}" for option in [*_sbatch_options(config, name, log), *options]]
+    settings = [f"#SBATCH {_quoted(option)}" for option in [*_sbatch_options(config, name, log), *options]]
     requeue = str(launch.requeue).lower()
     variables = [
         f"python={shlex.quote(launch.python or sys.executable)}",
@@ -68,6 +67,11 @@ def job_script(config: Config, name: str, log: Path, assignments: Sequence[str],
     ]
     body = TEMPLATE.read_text(encoding="utf-8").partition(JOB_MARK)[2]
     return "\n".join(["#!/bin/bash", *settings, *launch.setup, *variables]) + f"\n{JOB_MARK}{body}"
+
+
+def _quoted(option: str) -> str:
+    """A word of a #SBATCH line. sbatch reads it as a shell does, but a backslash escapes within quotes, too."""
+    return shlex.quote(option).replace("\\", "\\\\")
 
 
 def _refuse_control_characters(config: Config, name: str, log: Path) -> None:
