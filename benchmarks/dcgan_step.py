@@ -4,25 +4,18 @@
 
 Both train the same networks on the same images at 64x64, batch 32. First the losses are compared: before each of 20
 steps the ordinary loop copies the trainer's weights and optimizer states (otherwise rounding differences grow into
-different losses within ten steps, for any two loops), then both do the step. Then they are timed: the ordinary loop,
-the trainer in fp32, the trainer in bf16 and the ordinary loop again, one process each, all on one core, one step at a
-time while the others wait. The time of a step is the process's CPU time from the end of the previous step to the end
-of this one, so data and logging count on both sides. The difference between the two ordinary loops is the noise of
-the ratios. Writes a dated file under benchmarks/results/.
+different losses within ten steps, for any two loops), then both do the step. Then they are timed in turns, each in a
+process of its own on the same core. The time of a step is the process's CPU time, so data and logging count on all
+sides. About 10 minutes; a dated file under benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import copy
-import datetime
-import multiprocessing as mp
-import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +23,19 @@ import pytorch_lightning as pl
 import torch
 
 from benchmarks.dcgan_plain import PlainDCGAN
-from benchmarks.result_file import surroundings, write_result
+from benchmarks.result_file import write_comparison_result
+from trainer.bench.compare import compare
+from trainer.bench.comparison import Question
+from trainer.bench.turns import WARM_UP_TURNS, Turns, taking_turns
 from trainer.engine.build import build_data_and_module, build_trainer
 from trainer.observe.metrics import TrainingMetrics
 from trainer.verbs.prepare import Options, prepare
 
 BATCH_SIZE, IMAGE_SIZE, WIDTH = 32, 64, 64
-NUM_COMPARED, NUM_WARM_UP, NUM_TIMED = 20, 4, 40
-NUM_TURNS = NUM_WARM_UP + NUM_TIMED
-GOALS = {"trainer, fp32": 1.25, "trainer, bf16": 1.9}
+NUM_COMPARED, TURN_STEPS, NUM_ROUNDS = 20, 2, 20
+# The first side takes two turns a round; one step more is never reached.
+NUM_STEPS = (2 * NUM_ROUNDS + WARM_UP_TURNS) * TURN_STEPS + 1
+GOALS = {"trainer, fp32": 0.8, "trainer, bf16": 0.53}
 LARGEST_DIFFERENCE = 1e-4
 WORDS = [
     "task=dcgan",
@@ -120,66 +117,34 @@ class Comparison(pl.Callback):
             self.largest = max(self.largest, abs(outputs[name].item() / BATCH_SIZE - value))
 
 
-class Turns(pl.Callback):
-    """Waits for its turn before a step, and reports the CPU time since the previous one after it."""
+class TakesTurns(pl.Callback):
+    """Waits for a turn before its first step, and ends each step."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe, self.spent_s = pipe, time.process_time()
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Wait."""
-        self.pipe.recv()
+        self.turns.begin_step()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Report the CPU time."""
-        before, self.spent_s = self.spent_s, time.process_time()
-        self.pipe.send(self.spent_s - before)
+        """End the step."""
+        self.turns.end_step(None)
 
 
-def ordinary(pipe: Connection, core: int) -> None:
-    """The process of an ordinary loop."""
-    os.sched_setaffinity(0, {core})
-    config, _, data, module = built("32-true", NUM_TURNS)
-    plain, turns = plain_of(module), Turns(pipe)
-    for number, (real, noise) in enumerate(batches(config, data)):
-        if number == NUM_TURNS:
-            return
-        turns.on_train_batch_start(None, None, None, number)
+def ordinary(turns: Turns) -> None:
+    """The process of the ordinary loop."""
+    config, _, data, module = built("32-true", NUM_STEPS)
+    plain = plain_of(module)
+    for real, noise in batches(config, data):
+        turns.begin_step()
         plain.step(real, noise)
-        turns.on_train_batch_end(None, None, None, None, number)
+        turns.end_step(None)
 
 
-def ours(pipe: Connection, core: int, precision: str) -> None:
+def ours(turns: Turns, precision: str) -> None:
     """The process of the trainer."""
-    os.sched_setaffinity(0, {core})
-    train(Turns(pipe), built(precision, NUM_TURNS))
-
-
-def timed() -> dict[str, list[float]]:
-    """CPU seconds of each step by contestant, in the order in which they took turns."""
-    core = max(os.sched_getaffinity(0))
-    context = mp.get_context("spawn")
-    contestants = {
-        "ordinary": (ordinary, ()),
-        "trainer, fp32": (ours, ("32-true",)),
-        "trainer, bf16": (ours, ("bf16-mixed",)),
-        "ordinary, again": (ordinary, ()),
-    }
-    pipes, processes = {}, []
-    for name, (work, arguments) in contestants.items():
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=work, args=(theirs, core, *arguments)))
-        processes[-1].start()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(NUM_TURNS):
-        for name, pipe in pipes.items():
-            pipe.send("go")
-            spent_s = pipe.recv()
-            if number >= NUM_WARM_UP:
-                times[name].append(spent_s)
-    for process in processes:
-        process.join()
-    return times
+    train(TakesTurns(turns), built(precision, NUM_STEPS))
 
 
 def largest_difference() -> float:
@@ -190,54 +155,27 @@ def largest_difference() -> float:
     return comparison.largest
 
 
-def ratios(times: dict[str, list[float]], name: str) -> list[float]:
-    """Of the ordinary loops' mean to a contestant, turn by turn."""
-    both = zip(times["ordinary"], times["ordinary, again"], times[name], strict=True)
-    return [(one + again) / 2 / other for one, again, other in both]
-
-
-def report(times: dict[str, list[float]], difference: float) -> tuple[str, bool]:
-    """The dated file, and whether every goal is met."""
-    met = difference <= LARGEST_DIFFERENCE
-    rows = []
-    for name, values in times.items():
-        ratio = statistics.median(ratios(times, name))
-        goal = GOALS.get(name)
-        met = met and (goal is None or ratio >= goal)
-        rows.append(f"| {name} | {1e3 * statistics.median(values):.0f} | {ratio:.2f} | {goal or ''} |")
-    same = sorted(a / b for a, b in zip(times["ordinary"], times["ordinary, again"], strict=True))
-    tenth = len(same) // 10
-    lines = [
-        f"# DCGAN step on one CPU core, {datetime.date.today()}",
-        "",
-        "    python -m benchmarks.dcgan_step",
-        "",
-        f"{IMAGE_SIZE}x{IMAGE_SIZE} RGB, batch {BATCH_SIZE}, width {WIDTH}; {NUM_TIMED} turns, {NUM_WARM_UP} more",
-        "of warm-up, each side in its own process on the same core, one step at a time. CPU time of the",
-        f"process. Largest difference of any loss or probability over {NUM_COMPARED} steps in fp32, each from the same",
-        f"state: {difference:.1e}. Goals {'met' if met else 'missed'}.",
-        "",
-        "| contestant | ms a step, median | ordinary / this, median | goal |",
-        "| --- | --- | --- | --- |",
-        *rows,
-        "",
-        f"Ordinary against ordinary, nine tenths of the turns: {same[tenth]:.2f} to {same[-tenth - 1]:.2f}.",
-        "",
-        "What makes the difference: the discriminator's weights are frozen in the generator's step; one convolution",
-        "of real and generated images, BatchNorm on each separately; channels_last; fused Adam; freed memory stays in",
-        "the process; nothing waits for values to log.",
-        "",
-        *surroundings("one of them used; no GPU", "torch", "pytorch-lightning"),
-        "",
-    ]
-    return "\n".join(lines), met
-
-
 def main() -> int:
     """Compare, time, print and write. Returns: 0 when the goals are met."""
-    text, met = report(timed(), largest_difference())
-    write_result("dcgan-step", text)
-    return 0 if met else 1
+    difference = largest_difference()
+    if difference > LARGEST_DIFFERENCE:
+        print(f"the two compute different steps: a metric differs by {difference:.1e}", file=sys.stderr)
+        return 1
+    question = Question(
+        "dcgan_step",
+        f"{IMAGE_SIZE}x{IMAGE_SIZE} RGB, batch {BATCH_SIZE}, width {WIDTH}",
+        "step",
+        "CPU time of the process, on one core",
+        f"losses and probabilities of {NUM_COMPARED} fp32 steps from the same state, which differ by {difference:.1e}",
+    )
+    works = {
+        "ordinary": ordinary,
+        "trainer, fp32": partial(ours, precision="32-true"),
+        "trainer, bf16": partial(ours, precision="bf16-mixed"),
+    }
+    with taking_turns(works, TURN_STEPS) as sides:
+        comparison = compare(question, sides, NUM_ROUNDS, "python -m benchmarks.dcgan_step")
+    return write_comparison_result("dcgan-step", comparison, GOALS)
 
 
 if __name__ == "__main__":

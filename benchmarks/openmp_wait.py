@@ -1,6 +1,7 @@
 """OpenMP threads that sleep while they wait, against libgomp's default of spinning: `python -m benchmarks.openmp_wait`.
 
-Both sides train the same short runs, in turns, on a quiet machine and with every core kept busy by another process.
+Both sides train the same short run in new processes, on the machine as it is and with every core kept busy by another
+process. The weights of all runs are compared. About 5 minutes on 2 cores; two dated files.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from statistics import median
 
-from benchmarks.result_file import surroundings, write_result
+from benchmarks.result_file import write_comparison_result
+from trainer.bench.compare import compare
+from trainer.bench.comparison import Question
+from trainer.bench.process import run_process
+from trainer.bench.rounds import FEWEST_ROUNDS, Sample
 
-# libgomp's default where OMP_WAIT_POLICY is not set (GOMP_SPINCOUNT in its manual); it overrides the policy.
-SPINNING = {"GOMP_SPINCOUNT": "300000"}
-SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
-TASKS = {
-    "cnn": ["task=cnn", "trainer.max_epochs=3"],
-    "bert": ["task=bert", "trainer.max_steps=40"],
-    "dcgan": ["task=dcgan", "trainer.max_steps=30"],
+SIDES: Mapping[str, Mapping[str, str]] = {
+    "asleep": {"OMP_WAIT_POLICY": "PASSIVE"},
+    # libgomp's default where OMP_WAIT_POLICY is not set (GOMP_SPINCOUNT in its manual); it overrides the policy.
+    "spinning": {"GOMP_SPINCOUNT": "300000"},
 }
-ROUNDS = 7
+WORDS = ("task=cnn", "trainer.max_steps=100", "logger=none", "trainer.accelerator=cpu", "run.name=run")
 
 
 @contextmanager
@@ -41,58 +43,34 @@ def busy_cores(count: int) -> Iterator[None]:
             loop.wait()
 
 
-def train(words: list[str], environment: Mapping[str, str]) -> tuple[float, str]:
-    """One run in a new directory. Returns: wall time in seconds with start-up, and the SHA-256 of its weights."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
-    inherited["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+def train(environment: Mapping[str, str]) -> Sample:
+    """One run. Returns: its wall time with start-up, and its weights as a number."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "trainer", *words, "logger=none", "trainer.accelerator=cpu"]
-        subprocess.run(command, cwd=folder, env={**inherited, **environment}, check=True, capture_output=True)
-        wall_s = time.perf_counter() - start
-        (weights,) = Path(folder).glob("outputs/*/*/model.safetensors")
-        return wall_s, hashlib.sha256(weights.read_bytes()).hexdigest()
+        start_s = time.perf_counter()
+        done = run_process([sys.executable, "-m", "trainer", *WORDS, f"run.root={folder}"], environment)
+        wall_s = time.perf_counter() - start_s
+        if done.code:
+            raise RuntimeError(f"training ended with {done.code}\n{done.stderr}")
+        weights = Path(folder, "cnn", "run", "model.safetensors").read_bytes()
+    digest = int.from_bytes(hashlib.sha256(weights).digest()[:6])
+    return Sample(wall_s, {"SHA-256 of the weights": digest}, figures={"CPU seconds": done.cpu_s})
 
 
-def measure(words: list[str]) -> str:
-    """A row of the table: medians of both sides, their ratio, and the sleeping side against itself."""
-    spinning, sleeping, again, weights = [], [], [], set()
-    for number in range(ROUNDS):
-        sides = [(spinning, SPINNING), (sleeping, SLEEPING), (again, SLEEPING)]
-        for times, environment in sides if number % 2 else reversed(sides):
-            wall_s, digest = train(words, environment)
-            times.append(wall_s)
-            weights.add(digest)
-    assert len(weights) == 1, "the two sides trained different weights"
-    ratio, noise = median(spinning) / median(sleeping), median(again) / median(sleeping)
-    return f"{median(spinning):.1f} | {median(sleeping):.1f} | {ratio:.2f} | {noise:.2f} |"
-
-
-def main() -> None:
-    """Measure all tasks and write the result."""
-    cores = os.cpu_count() or 1
-    rows = []
-    for name, words in TASKS.items():
-        for busy in (0, cores):
-            with busy_cores(busy):
-                rows.append(f"| {name} | {busy} | {measure(words)}")
-                print(rows[-1], flush=True)
-    table = [
-        "# Waiting OpenMP threads: spinning (libgomp's default) or asleep (ours)",
-        "",
-        "    python -m benchmarks.openmp_wait",
-        "",
-        f"Short runs with start-up, {ROUNDS} rounds in turns; the weights of all runs of a row are equal.",
-        "",
-        "| task | other busy processes | spinning, s | asleep, s | spinning/asleep | asleep/asleep |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        *surroundings("all cores", "torch"),
-        "",
-    ]
-    write_result("openmp-wait", "\n".join(table))
+def main() -> int:
+    """Measure and write both results. Returns: 0 when all weights are equal."""
+    for name in [name for name in os.environ if name.startswith(("OMP_", "GOMP_"))]:
+        del os.environ[name]
+    sides: Mapping[str, Callable[[], Sample]] = {name: partial(train, variables) for name, variables in SIDES.items()}
+    codes = []
+    for name, busy in (("quiet", 0), ("busy", os.cpu_count() or 1)):
+        question = Question(
+            f"openmp_wait, {busy} other busy processes", " ".join(WORDS[:2]), "run", "wall time", "weights", 0.0
+        )
+        with busy_cores(busy):
+            comparison = compare(question, sides, FEWEST_ROUNDS, "python -m benchmarks.openmp_wait")
+        codes.append(write_comparison_result(f"openmp-wait-{name}", comparison, {}))
+    return max(codes)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -49,10 +49,11 @@ class Turns:
     def end_step(self, loss: Any) -> None:
         """Count a step; at the end of a turn send its CPU time, with what the process has done since the last turn.
 
-        Args: loss: a number or a scalar tensor, which is read after the time is taken.
+        Args: loss: a number or a scalar tensor, which is read after the time is taken; None where none is compared.
         """
         self.done += 1
-        self.losses[self.done] = loss
+        if loss is not None:
+            self.losses[self.done] = loss
         if self.done % self.steps == 0:
             spent_s = time.process_time() - self.since_s
             computed = {f"loss of step {step}": float(value) for step, value in self.losses.items()}

@@ -23,7 +23,7 @@ from trainer.data.texts.buffer import TokenSet
 from trainer.errors import UserError
 from trainer.verbs.prepare import PreparedRun
 
-# A sample takes at least this much CPU time, so that the start of a pass does not count.
+# A sample takes about as long at least, so that the start of a pass does not count.
 SAMPLE_S = 0.5
 
 # What a batch or a sample holds, by the name of a field.
@@ -58,11 +58,11 @@ def sides(prepared: PreparedRun, num_batches: int) -> dict[str, Callable[[], Sam
         return (tensors_of(micro) for step in loader for micro in step.micro_batches)
 
     order = [batch.tolist() for batch in steps.epoch_batches(0)]
-    found = {"StepLoader": _measured(ours, steps.num_steps)}
+    found = {"StepLoader": measured(ours, steps.num_steps)}
     for name, ready in (("DataLoader, reading one by one", None), ("DataLoader, ready samples", order)):
         samples = Samples(data.sets["train"], prepared.config.task.name, ready or [])
         loader_of_torch = DataLoader(samples, batch_sampler=order, collate_fn=samples.collate)
-        found[name] = _measured(loader_of_torch.__iter__, steps.num_steps)
+        found[name] = measured(loader_of_torch.__iter__, steps.num_steps)
     return found
 
 
@@ -123,18 +123,24 @@ class Samples(Dataset[Tensors]):
         return stacked
 
 
-def _measured(batches: Callable[[], Iterable[Tensors]], num_batches: int) -> Callable[[], Sample]:
+def measured(
+    batches: Callable[[], Iterable[Tensors]], num_batches: int, clock: Callable[[], float] = time.process_time
+) -> Callable[[], Sample]:
+    """A measurement of the time of a batch, over as many passes as a sample needs, with checksums of one pass.
+
+    Args: batches: begins a pass. num_batches: of a pass. clock: gives seconds.
+    """
+
+    def spent_s(passes: int) -> float:
+        start_s = clock()
+        for _ in range(passes):
+            for _ in batches():
+                pass
+        return clock() - start_s
+
     computed = checksums(batches())
-    passes = max(1, round(SAMPLE_S / max(_cpu_s(batches, 1), 1e-6)))
-    return lambda: Sample(_cpu_s(batches, passes) / passes / num_batches, computed)
-
-
-def _cpu_s(batches: Callable[[], Iterable[Tensors]], passes: int) -> float:
-    start_s = time.process_time()
-    for _ in range(passes):
-        for _ in batches():
-            pass
-    return time.process_time() - start_s
+    passes = max(1, round(SAMPLE_S / max(spent_s(1), 1e-6)))
+    return lambda: Sample(spent_s(passes) / passes / num_batches, computed)
 
 
 def checksums(batches: Iterable[Tensors]) -> dict[str, float]:
