@@ -1,7 +1,7 @@
 """OpenMP threads that sleep while they wait, against libgomp's default of spinning: `python -m benchmarks.openmp_wait`.
 
 Both sides train the same short run in new processes, on the machine as it is and with every core kept busy by another
-process. The weights of all runs are compared. About 5 minutes on 2 cores; two dated files.
+process. The weights of all runs are compared. About 8 minutes on 2 cores; two dated files.
 """
 
 from __future__ import annotations

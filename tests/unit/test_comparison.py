@@ -5,13 +5,16 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, SPIRALS_WORDS, CommandLine
 
+from benchmarks.result_file import write_comparison_result
 from trainer.bench.compare import compare, write_comparison
 from trainer.bench.comparison import Comparison, Question, markdown, table_of
 from trainer.bench.process import run_process
@@ -19,8 +22,11 @@ from trainer.bench.rounds import AGAIN, Sample, difference
 from trainer.bench.speedup import Interval
 from trainer.bench.turns import Turns, taking_turns
 from trainer.cli import main
+from trainer.data.texts.buffer import EncodedTexts, TokenBuffer, TokenSet
 from trainer.errors import UserError
 from trainer.run.metrics_file import read_metrics
+from trainer.verbs.bench.loading import Samples, checksums, tensors_of
+from trainer.verbs.bench.padding import Way
 from trainer.verbs.bench.runs import UNREDUCED
 from trainer.verbs.bench.table import BENCHMARKS
 
@@ -244,3 +250,51 @@ def test_without_the_all_reduce_ranks_train_apart(in_directory: Path, command_li
         lines = read_metrics(in_directory / "outputs" / "spirals" / f"run-{len(losses)}")
         losses.append([line["train/loss"] for line in lines if "train/loss" in line])
     assert losses[0][0] != losses[1][0]
+
+
+def test_the_sides_of_data_are_compared_by_every_value() -> None:
+    first = [{"ids": torch.tensor([[1, 2], [3, 4]])}, {"ids": torch.tensor([[5, 6]])}]
+    assert checksums(first) == checksums([{"ids": batch["ids"].clone()} for batch in first])
+    exchanged = [{"ids": torch.tensor([[2, 1], [3, 4]])}, first[1]]
+    padded = [{"ids": torch.tensor([[1, 2, 0], [3, 4, 0]])}, first[1]]
+    for other in (exchanged, padded, first[::-1], first[:1]):
+        assert checksums(first) != checksums(other)
+
+
+def test_torch_collates_what_the_set_gathers() -> None:
+    draw = np.random.default_rng(0)
+    ids = [draw.integers(1, 99, length).tolist() for length in (3, 7, 5, 2, 6)]
+    buffer = TokenBuffer.from_chunks([EncodedTexts(ids, [len(each) for each in ids], 0)])
+    tokens = TokenSet(buffer, np.arange(5), pad_id=0, max_length=16, pad_to_multiple_of=4)
+    indices = np.array([4, 0, 3])
+    expected = tensors_of(tokens.gather(indices, 3, 0))
+    for ready in ([], [indices.tolist()]):
+        samples = Samples(tokens, "texts", ready)
+        found = samples.collate([samples[index] for index in indices.tolist()])
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_batches_that_stand_for_an_epoch_have_its_padding() -> None:
+    lengths = np.random.default_rng(1).integers(2, 60, 640)
+    buffer = TokenBuffer.from_chunks([EncodedTexts([[1] * each for each in lengths], lengths.tolist(), 0)])
+    tokens = TokenSet(buffer, np.zeros(640), pad_id=0, max_length=64)
+    way = Way(tokens, np.split(np.arange(640), 40))
+    positions = sum(lengths[batch].max() * 16 for batch in way.batches)
+    assert way.padding_share() == pytest.approx(1 - lengths.sum() / positions)
+    assert Way(replace(tokens, width=64), way.batches).padding_share() == pytest.approx(1 - lengths.sum() / (64 * 640))
+    typical = [lengths[batch].max() for batch in way.typical(10)]
+    assert typical == sorted(typical) and len(set(map(id, way.typical(40)))) == 40
+    assert np.mean(typical) == pytest.approx(positions / 640, rel=0.02)
+
+
+@pytest.mark.parametrize(("goals", "code"), [({"b": 2.5}, 0), ({"b": 3.5}, 1), ({"c": 0.6}, 0), ({"c": 0.4}, 1)])
+def test_a_goal_that_is_missed_is_said(
+    goals: dict[str, float], code: int, in_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.result_file.RESULTS", in_directory / "results")
+    samples = samples_of(a=[1.0] * 2, b=[3.0] * 2, c=[0.5] * 2, a_again=[1.0] * 2)
+    assert write_comparison_result("example", Comparison.of(QUESTION, samples, FACTS), goals) == code
+    (written,) = (in_directory / "results").iterdir()
+    assert ("missed" if code else "met") in written.read_text()
+    assert json.loads((in_directory / "outputs" / "bench" / "example" / "result.json").read_text())["samples"]["c"]
