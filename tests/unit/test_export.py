@@ -259,3 +259,26 @@ def test_code_in_a_program_is_refused(copied: Path, tmp_path: Path, what: str) -
     rewrite_manifest(folder)
     refused(folder, r"model\.pt2: ")
     assert not place.exists()
+
+
+def test_inference_is_measured_with_the_metric_beside_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["batch=1,3", "calls=1", "sides=onnx,bf16", f"out={tmp_path}"]
+    assert main(["bench", "inference", f"run={run}", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "batch 3" in printed and "lowest latency: " in printed and "highest throughput: " in printed
+    result = json.loads((tmp_path / "result.json").read_text())
+    rows = {(row["batch_size"], row["name"]): row for row in result["rows"]}
+    accuracy = load(run / "export" / "onnx").manifest.parity.of_run
+    assert set(rows) == {(size, name) for size in (1, 3) for name in ("eager", "onnx", "bf16")}
+    assert rows[1, "eager"]["speed_up"]["value"] == 1.0
+    for row in rows.values():
+        assert row["metric"] == pytest.approx(accuracy, abs=0.02)
+        assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["inputs_per_s"] == pytest.approx(1000 * row["batch_size"] / row["p50_ms"])
+    assert {path.name for path in tmp_path.iterdir()} >= {"result.md", "result.png", "batch-1", "batch-3"}
+    assert main(["bench", "inference", f"run={run}", "sides=onx"]) == 2
+    assert "did you mean onnx?" in capsys.readouterr().err
+    assert main(["bench", "inference"]) == 2
+    assert "needs run=DIR" in capsys.readouterr().err

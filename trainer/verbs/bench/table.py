@@ -63,6 +63,19 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "index.html, scaling.png and result.json",
         "It shows where the time of a step goes, and predicts the efficiency of more devices.",
     ),
+    "inference": Benchmark(
+        "inference:inference",
+        "a trained network eager, compiled, in bf16, and as each of its exports, at several batch sizes",
+        "the mean magnitude of outputs, and the task's metric beside each time",
+        ["inference run=outputs/bert/NAME", "inference run=outputs/cnn/NAME batch=1,64 sides=eager,onnx_int8"],
+        {
+            "run=DIR": "the run's directory; its exports are in DIR/export, see the verb export",
+            "batch=A,B,...": "batch sizes, 1,8,32 by default",
+            "sides=A,B,...": "eager, compile, bf16 or names of exports; without it all but safetensors, aot_inductor",
+            "calls=N": "forward passes of a sample, 20 by default",
+        },
+        notes="Preprocessing is on no side. aot_inductor is machine code of the run's directory: name it to run it.",
+    ),
     "startup": Benchmark(
         "startup:startup",
         "CPU time of `import trainer`, --help and a user error, against the bare interpreter and `import hydra`",
