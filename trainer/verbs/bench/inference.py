@@ -46,13 +46,13 @@ def inference(words: Sequence[str]) -> int:
     ways = ways_of(source, gate, [name for name in own["sides"].split(",") if name])
     command = f"python -m trainer bench inference {shlex.join(words)}"
     out = out_of(own, f"inference-{run_dir.name}")
-    latencies: list[Latency] = []
-    for size in sizes:
-        comparison, rows = _measure(ways, gate, size, calls, rounds, command)
+    measured = {size: _measure(ways, gate, size, calls, rounds, command) for size in sizes}
+    for size, (comparison, _) in measured.items():
         write_comparison(comparison, out / f"batch-{size}")
-        latencies += rows
+    latencies = [row for _, rows in measured.values() for row in rows]
+    facts = measured[sizes[0]][0].facts
     metric = None if gate.evaluation is None else f"{gate.name}/{gate.evaluation.metric}"
-    write_latencies(latencies, metric, comparison.facts, out)
+    write_latencies(latencies, metric, facts, out)
     print_latencies(latencies, metric, out)
     return EXIT_DONE
 
@@ -72,8 +72,9 @@ def _measure(
         """Times `calls` calls in a row, after some that do not count."""
 
         def measure() -> Sample:
-            for _ in range(WARM_UP_CALLS):
-                outputs = ways[name].forward(arrays)
+            outputs = ways[name].forward(arrays)
+            for _ in range(WARM_UP_CALLS - 1):
+                ways[name].forward(arrays)
             times_s = []
             for _ in range(calls):
                 before_s = time.perf_counter()
