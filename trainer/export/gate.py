@@ -42,11 +42,12 @@ class Gate:
         """How far the candidate is from the network. Raises: NotEqual: further than the tolerance, or it fails."""
         outputs: list[np.ndarray] = []
         largest, total, count, shapes = 0.0, 0.0, 0, set[tuple[int, ...]]()
+        everything = np.concatenate([expected.ravel() for expected in self._expected()])
+        scale = max(tolerance.smallest_unit, float(np.sqrt(np.mean(np.square(everything)))))
         for batch, expected in zip(self.batches, self._expected(), strict=True):
             found, shape, place = self._outputs_of(candidate, batch, expected)
             outputs.append(found)
             difference = np.abs(found.astype(np.float64) - expected)
-            scale = max(1.0, float(np.sqrt(np.mean(np.square(expected)))))
             # Not `>`: a difference that is not a number is no proof either.
             if not difference.max() <= tolerance.largest * scale:
                 limit = tolerance.largest * scale

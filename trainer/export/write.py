@@ -53,7 +53,13 @@ def export_format(source: Source, gate: Gate, name: str) -> tuple[Path, Manifest
 
 def _fill(source: Source, gate: Gate, name: str, folder: Path) -> Manifest:
     write_processing(source, folder)
-    import_module(f"trainer.export.{FORMATS[name].module}").write(source, folder)
+    try:
+        import_module(f"trainer.export.{FORMATS[name].module}").write(source, folder)
+    except UserError:
+        raise
+    except Exception as error:  # whatever an exporter raises: the network has something that the format has not
+        reason = " ".join(str(error).split())[:240]
+        raise NotEqual(f"cannot be written: {type(error).__name__}: {reason}") from error
     try:
         candidate = open_export(folder, name)
     except UserError as error:
