@@ -33,8 +33,9 @@ WORDS = ("task=cnn", "trainer.max_steps=100", "logger=none", "trainer.accelerato
 
 @contextmanager
 def busy_cores(count: int) -> Iterator[None]:
-    """Keep `count` cores busy with processes of their own."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """Keep `count` cores busy with processes of their own, which end with this one, however it ends."""
+    loop = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, SPIRALS_WORDS, CommandLine
+from turn_sides import count_steps
 
 from benchmarks.result_file import write_comparison_result
 from trainer.bench.compare import compare, write_comparison
@@ -20,7 +21,7 @@ from trainer.bench.comparison import Comparison, Question, markdown, table_of
 from trainer.bench.process import run_process
 from trainer.bench.rounds import AGAIN, Sample, difference
 from trainer.bench.speedup import Interval
-from trainer.bench.turns import Turns, taking_turns
+from trainer.bench.turns import taking_turns
 from trainer.cli import main
 from trainer.data.texts.buffer import EncodedTexts, TokenBuffer, TokenSet
 from trainer.errors import UserError
@@ -212,18 +213,8 @@ def test_every_benchmark_is_tried() -> None:
     assert STUDIES.keys() | {"scaling", "inference"} == BENCHMARKS.keys()
 
 
-def _side_by_side(turns: Turns, slope: float, fails: bool = False) -> None:
-    """A side whose losses tell its own step."""
-    for step in itertools.count(1):
-        turns.begin_step()
-        if fails and step == 3:
-            raise UserError("wrong words", "of the user")
-        sum(range(200_000))
-        turns.end_step(slope * step)
-
-
 def test_sides_take_turns_in_processes_of_their_own() -> None:
-    works = {name: partial(_side_by_side, slope=slope) for name, slope in {"a": 1.0, "b": 2.0}.items()}
+    works = {name: partial(count_steps, slope=slope) for name, slope in {"a": 1.0, "b": 2.0}.items()}
     with taking_turns(works, steps=2, warm_up_turns=1) as sides:
         samples = [sides[name]() for name in ("a", "b", "a")]
     computed = [dict(sample.computed) for sample in samples]
@@ -233,10 +224,10 @@ def test_sides_take_turns_in_processes_of_their_own() -> None:
         {"loss of step 5": 5.0, "loss of step 6": 6.0},
     ]
     assert all(sample.time_s > 0 for sample in samples)
-    failing = partial(_side_by_side, slope=1.0, fails=True)
+    failing = partial(count_steps, slope=1.0, fails=True)
     with taking_turns({"a": failing}, 2, 1) as sides, pytest.raises(UserError, match="of the user"):
         sides["a"]()
-    with pytest.raises(RuntimeError, match="TypeError"), taking_turns({"a": _side_by_side}, 2, 1):  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RuntimeError, match="TypeError"), taking_turns({"a": count_steps}, 2, 1):  # pyright: ignore[reportArgumentType]
         pass
 
 
