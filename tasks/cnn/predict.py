@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tasks.cnn.config import PredictArguments
 from trainer.collectives import all_gather_json, decide_on_rank_0, has_peers
 from trainer.data.images.raw import ImageFiles, find_images
-from trainer.errors import UserError
+from trainer.errors import UserError, printable
 
 DIGITS = 6  # of probabilities; below that, float32 sums depend on the number of threads
 FORMATS = (".csv", ".jsonl")
@@ -86,7 +86,7 @@ def _report(files: ImageFiles, output: Path, reasons: list[str], on_bad_row: str
     if reasons:
         fate = "left out" if on_bad_row == "skip" else "written without a result"
         shown = "; ".join(reasons[:MAX_REASONS]) + ("; ..." if len(reasons) > MAX_REASONS else "")
-        print(f"{len(reasons):,} of them cannot be used and are {fate}: {shown}", file=sys.stderr)
+        print(printable(f"{len(reasons):,} of them cannot be used and are {fate}: {shown}"), file=sys.stderr)
     if files.num_other:
         are = "1 other file is" if files.num_other == 1 else f"{files.num_other:,} other files are"
         print(f"{are} not read: no suffix of an image", file=sys.stderr)

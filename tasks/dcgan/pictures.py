@@ -13,6 +13,8 @@ from torch import Tensor
 GAP = 2  # pixels between tiles
 STRIP_ROWS, STRIP_COLUMNS = 8, 10
 MAX_FRAMES, FRAME_MS = 60, 200
+# In a run of somebody else the files may be of a format that Pillow passes to other programs.
+FORMATS = ("PNG",)
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
@@ -33,11 +35,11 @@ def over_time(folder: Path, size: int) -> None:
     They are made from the files, so those of a resumed run are complete. Args: size: side of a tile, pixels.
     """
     grids = sorted(folder.glob("step-*.png"))
-    chosen = _evenly([np.asarray(Image.open(path)) for path in grids], STRIP_COLUMNS)
+    chosen = _evenly([np.asarray(Image.open(path, formats=FORMATS)) for path in grids], STRIP_COLUMNS)
     tiles = [_tiles(grid, size)[:STRIP_ROWS] for grid in chosen]
     rows = min(len(column) for column in tiles)
     _canvas([column[row] for row in range(rows) for column in tiles], len(tiles)).save(folder / "strip.png")
-    frames = [Image.open(path) for path in _evenly(grids, MAX_FRAMES)]
+    frames = [Image.open(path, formats=FORMATS) for path in _evenly(grids, MAX_FRAMES)]
     frames[0].save(folder / "animation.gif", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
 
 

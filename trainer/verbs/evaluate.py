@@ -11,7 +11,7 @@ from rich.table import Table
 
 from trainer.checkpoint.choose import find_checkpoint, weights_file
 from trainer.config.identity import hash8, identity
-from trainer.errors import EXIT_DONE, UserError
+from trainer.errors import EXIT_DONE, UserError, shown
 from trainer.observe.bar import open_console
 from trainer.run.files import CHECKPOINTS_DIR, EVALUATION_FILE, MODEL_FILE, write_json
 from trainer.run.stored_config import read_stored_config
@@ -114,5 +114,5 @@ def _report(subject: Subject, run_dir: Path, data_name: str, metrics: Mapping[st
     console.print(table, highlight=False)
     for key, value in subject.changed.items():
         if not key.startswith("data."):
-            console.print(f"not as in the run: {key}={value}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"not as in the run: {key}={shown(value)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"written to {file}", highlight=False, markup=False, soft_wrap=True)
