@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from trainer.bench.compare import compare, print_comparison, write_comparison
 from trainer.bench.comparison import Question
 from trainer.errors import EXIT_DONE
+from trainer.verbs.bench.table import BENCHMARKS
 from trainer.verbs.bench.words import ONE_CPU_PROCESS, number, out_of, rounds_of, take_own, with_fixed
 from trainer.verbs.prepare import prepare, take_options
 
 
 def data(words: Sequence[str]) -> int:
     """`bench data WORDS`. Returns: exit code. Raises: UserError."""
-    own, others = take_own("data", words, {"rounds": "15", "steps": "50", "out": ""})
+    own, others = take_own("data", words, {"rounds": str(BENCHMARKS["data"].rounds), "steps": "50", "out": ""})
     rounds, steps = rounds_of(own), number("steps", own["steps"], 1)
     options, overrides = take_options(with_fixed("data", others, ONE_CPU_PROCESS))
     prepared = prepare(overrides, options)

@@ -11,6 +11,7 @@ from trainer.bench.compare import compare, print_comparison, write_comparison
 from trainer.bench.comparison import Question
 from trainer.bench.turns import WARM_UP_TURNS, taking_turns
 from trainer.errors import EXIT_DONE, UserError
+from trainer.verbs.bench.table import BENCHMARKS
 from trainer.verbs.bench.words import ONE_CPU_PROCESS, number, out_of, rounds_of, take_own, with_fixed
 from trainer.verbs.prepare import prepare, take_options
 
@@ -20,7 +21,7 @@ FIXED = (*ONE_CPU_PROCESS, "logger=none", "trainer.limit_val_batches=0", "traine
 
 def overhead(words: Sequence[str]) -> int:
     """`bench overhead WORDS`. Returns: exit code. Raises: UserError."""
-    own, others = take_own("overhead", words, {"rounds": "15", "steps": "50", "out": ""})
+    own, others = take_own("overhead", words, {"rounds": str(BENCHMARKS["overhead"].rounds), "steps": "50", "out": ""})
     rounds, steps = rounds_of(own), number("steps", own["steps"], 1)
     # The first side takes two turns a round. No side reaches the last step, after which the trainer would save.
     total = (2 * rounds + WARM_UP_TURNS) * steps + 1

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from trainer.bench.rounds import FEWEST_ROUNDS
+
 
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark.
 
     function: "module:function" of this package. compares: one line. checked: how the sides are shown to do the same
-    work. options: besides rounds and out, with what they mean. examples: words after `bench`.
+    work. options: besides rounds and out, with what they mean. rounds: by default. examples: words after `bench`.
     """
 
     function: str
@@ -19,6 +21,7 @@ class Benchmark:
     checked: str
     examples: Sequence[str]
     options: Mapping[str, str] = field(default_factory=dict)
+    rounds: int = FEWEST_ROUNDS
     files: str = "result.md, result.png and result.json"
     notes: str = ""
 
@@ -26,7 +29,7 @@ class Benchmark:
         """What `bench NAME --help` prints."""
         options = {
             **self.options,
-            "rounds=N": "interleaved rounds, 7 at least and by default",
+            "rounds=N": f"interleaved rounds, at least {FEWEST_ROUNDS}; {self.rounds} by default",
             "out=DIR": f"the folder of {self.files}; outputs/bench/... without it",
         }
         lines = [f"bench {name}: {self.compares}", "", f"usage: python -m trainer {self._usage(name)}", ""]
@@ -60,8 +63,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             "mode=MODE": "strong (the same global batch), weak (a batch for each device) or both (default)",
             "steps=N": "steps of a training sample, 60 by default",
         },
-        "index.html, scaling.png and result.json",
-        "It shows where the time of a step goes, and predicts the efficiency of more devices.",
+        files="index.html, scaling.png and result.json",
+        notes="It shows where the time of a step goes, and predicts the efficiency of more devices.",
     ),
     "inference": Benchmark(
         "inference:inference",
@@ -89,6 +92,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "the losses of the first measured steps",
         ["overhead task=cnn model=lenet5 batch.global_size=32", "overhead task=bert model.dropout=0 steps=10"],
         {"steps=N": "steps of a turn, 50 by default"},
+        rounds=15,
         notes="All sides compute the task's loss with its metrics; the trainer also logs, accounts for time and draws.",
     ),
     "data": Benchmark(
@@ -97,6 +101,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "every value of every batch, by sums weighted by place",
         ["data task=cnn", "data task=bert"],
         {"steps=N": "batches of a pass, 50 by default"},
+        rounds=15,
         notes="Decoding, tokenization and augmentation are on no side. Ready samples leave torch only the collation.",
     ),
     "bucketing": Benchmark(
