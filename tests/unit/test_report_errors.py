@@ -36,6 +36,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "run.json that is no text": (holding("run.json", b"\xff\xfe\x00"), "run.json is damaged"),
     "no config.yaml": (without("config.yaml"), "config.yaml"),
     "damaged config.yaml": (holding("config.yaml", b"a: [1"), "config.yaml is damaged"),
+    "nested config.yaml": (holding("config.yaml", b"[" * 5000), "config.yaml is damaged"),
     "empty config.yaml": (holding("config.yaml", b""), "config.yaml is damaged"),
     "no metrics.jsonl": (without("metrics.jsonl"), "no complete line"),
     "empty metrics.jsonl": (holding("metrics.jsonl", b""), "no complete line"),

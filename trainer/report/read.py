@@ -85,10 +85,7 @@ def read_record(run_dir: Path) -> Mapping[str, Any]:
     """run.json. Raises: UserError: it is missing or damaged."""
     if not run_dir.is_dir():
         raise UserError(f"run={run_dir}: no such directory")
-    try:
-        record: Any = Record(run_dir).read()
-    except UnicodeDecodeError as error:
-        raise UserError(f"run={run_dir}: {RECORD_FILE} is damaged") from error
+    record: Any = Record(run_dir).read()
     attempts = record.get("attempts") if isinstance(record, dict) else None
     if not isinstance(attempts, list) or not all(isinstance(a, dict) for a in attempts) or "status" not in record:
         raise UserError(f"run={run_dir}: {RECORD_FILE} is damaged (no status or no attempts)")
@@ -101,7 +98,7 @@ def read_config(run_dir: Path) -> Mapping[str, Any]:
         config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"run={run_dir}: no readable {CONFIG_FILE} ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"run={run_dir}: {CONFIG_FILE} is damaged") from error
     if not isinstance(config, dict):
         raise UserError(f"run={run_dir}: {CONFIG_FILE} is damaged (it holds no configuration)")

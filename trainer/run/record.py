@@ -28,10 +28,12 @@ class Record:
         self.file = directory / RECORD_FILE
 
     def read(self) -> dict[str, Any]:
-        """Read the record. Raises: UserError: this is no run directory."""
+        """Read the record. Raises: UserError: this is no run directory, or it is damaged."""
         try:
             return json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+        except UnicodeDecodeError as error:
+            raise UserError(f"run={self.directory}: {RECORD_FILE} is damaged") from error
+        except (OSError, json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"run={self.directory}: not a run directory (no readable {RECORD_FILE})") from error
 
     def update(self, **values: Any) -> None:
