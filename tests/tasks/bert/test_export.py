@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 # Compiled code does not check shapes, so its outputs have the wrong one; calibration of eight bits fails by itself.
 FIXED = r"fails at \w+ \(1, \d+\)|outputs have the shape \(2, |cannot be written"
 
-FORMATS = ["safetensors", "torch_export", "aot_inductor", "onnx", "onnx_fp16", "onnx_int8"]
+EXACT = ["safetensors", "torch_export", "aot_inductor", "onnx"]
+FORMATS = [*EXACT, "onnx_fp16", "onnx_int8"]
 KINDS = {
     "classification": [],
     "regression": ["task.kind=regression", "data.label=score", "monitor.metric=val/pearson"],
@@ -54,12 +55,13 @@ def raw_inputs(run: Path, texts: Path) -> list[Any]:
 
 
 def test_every_format_gives_what_the_run_gives(run: Path, texts: Path) -> None:
-    assert main(["export", f"run={run}", f"format={','.join(FORMATS[:-1])}"]) == 0
-    is_exact_enough = main(["export", f"run={run}", "format=onnx_int8"]) == 0
-    assert is_exact_enough == (run / "export" / "onnx_int8").exists()
+    assert main(["export", f"run={run}", f"format={','.join(EXACT)}"]) == 0
+    # On few texts a metric may move by more than fewer bits are allowed to move it; then they are refused.
+    fewer_bits = [name for name in ("onnx_fp16", "onnx_int8") if main(["export", f"run={run}", f"format={name}"]) == 0]
+    assert {path.parent.name for path in run.glob("export/*/manifest.json")} == {*EXACT, *fewer_bits}
     reference, inputs = trainer.load(run, device="cpu"), raw_inputs(run, texts)
     expected = reference.outputs(inputs).numpy()
-    for name in FORMATS if is_exact_enough else FORMATS[:-1]:
+    for name in (*EXACT, *fewer_bits):
         exported = load(run / "export" / name, allow_native_code=name == "aot_inductor")
         atol = {"onnx_fp16": 0.02, "onnx_int8": 0.5}.get(name, 1e-4)
         for size in (1, 5, 64):
