@@ -192,11 +192,15 @@ def test_a_file_outside_of_the_folder_is_refused(copied: Path) -> None:
     refused(folder, r"\.\./model\.onnx is outside")
 
 
+@pytest.mark.parametrize("inside_a_node", [False, True])
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname"])
-def test_onnx_weights_outside_of_the_folder_are_refused(copied: Path, location: str) -> None:
+def test_onnx_weights_outside_of_the_folder_are_refused(copied: Path, location: str, inside_a_node: bool) -> None:
     folder = copied / "onnx"
     model = onnx.load(str(folder / "model.onnx"))
     tensor = model.graph.initializer[0]
+    if inside_a_node:
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["planted"], value=tensor))
+        tensor = model.graph.node[-1].attribute[0].t
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,21 +80,32 @@ def open_session(folder: Path, providers: Sequence[str]) -> Any:
 
 def check_external_data(file: Path) -> None:
     """Weights may be in files beside the graph and nowhere else. Raises: UserError: otherwise, or it is damaged."""
-    graph = read_graph(file)
-    for tensor in graph.initializer:
-        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
-        for location in locations:
-            place = file.parent / location
-            if Path(location).name != location or place.resolve().parent != file.parent.resolve():
-                raise UserError(f"{file}: its weights are at {location}, outside of the export's folder")
+    for tensor in _tensors(read_model(file).graph):
+        for entry in tensor.external_data:
+            place = file.parent / entry.value
+            is_beside = Path(entry.value).name == entry.value and place.resolve().parent == file.parent.resolve()
+            if entry.key == "location" and not is_beside:
+                raise UserError(f"{file}: its weights are at {entry.value}, outside of the export's folder")
 
 
-def read_graph(file: Path) -> onnx.GraphProto:
-    """The graph without weights that lie beside it. Raises: UserError: it is damaged."""
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Weights and constants, also of the graphs inside of its nodes."""
+    yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
+
+
+def read_model(file: Path) -> onnx.ModelProto:
+    """The model without weights that lie beside it. Raises: UserError: it is damaged, or not a plain graph."""
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        return onnx.load(str(file), load_external_data=False).graph
+        model = onnx.load(str(file), load_external_data=False)
     except (OSError, DecodeError) as error:
         raise UserError(f"{file}: cannot be read ({str(error)[:160]})") from error
+    if model.functions:  # the exporters here write none, and a constant in one could name any file
+        raise UserError(f"{file}: has functions of its own, so it is not one that export has written")
+    return model
