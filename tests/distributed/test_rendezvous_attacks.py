@@ -53,7 +53,7 @@ def client(port: int) -> TCPStore:
 
 
 def state_key(store: TCPStore) -> str:
-    """Whoever is connected sees all keys."""
+    """Every connected process sees all keys."""
     return next(key.removeprefix("/") for key in store.list_keys() if "torch.rendezvous." in key)
 
 

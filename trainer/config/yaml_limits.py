@@ -27,7 +27,7 @@ def read_yaml_text(file: Path) -> str:
     try:
         problem = find_excess(text)
     except yaml.YAMLError:
-        return text  # whoever reads it says what is wrong
+        return text  # parsing it reports what is wrong
     if problem is not None:
         raise UserError(f"{file}: {problem}, which is no configuration")
     return text
