@@ -17,7 +17,6 @@ from trainer.cli import main
 
 WORDS = [*SPIRALS_WORDS, "run.name=run", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
 PRIVATE = "private-0123456789"
-STEP = "step-00000001"
 
 
 @dataclass

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -232,12 +233,11 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("trainer.launch.rendezvous.STORE_TIMEOUT_S", 2)
     # torch's pauses between two looks at the state, of a second.
     monkeypatch.setattr(dynamic_rendezvous, "_delay", lambda seconds: threading.Event().wait(0.03))
-    folder = tmp_path / "everybody"
-    folder.mkdir()
-    for each in (folder, *list(folder.parents)[:3]):
-        each.chmod(0o777)
-    yield folder / "executed"
-    stop_answering()
+    # Not below tmp_path, whose parents no other user may enter.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder, "executed")
+        stop_answering()
 
 
 def node(port: int, nodes: int = 2) -> NodesRendezvous:

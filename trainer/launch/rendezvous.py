@@ -1,8 +1,8 @@
 """Where ranks meet: stores that listen on one address of a host, and a rendezvous that survives a cut link.
 
-torch's own stores listen on every interface, and the process that listens first is joined (authentication.py). The agent
-of its c10d rendezvous asks the store about new nodes in the thread that watches the ranks: on a host that has lost its
-link to the store, it blocks there for minutes.
+torch's own stores listen on every interface, and the process that listens first is joined (authentication.py). The
+agent of its c10d rendezvous asks the store about new nodes in the thread that watches the ranks: on a host that has
+lost its link to the store, it blocks there for minutes.
 """
 
 from __future__ import annotations
