@@ -26,7 +26,6 @@ pytestmark = pytest.mark.slow
 FIXED = r"fails at \w+ \(1, \d+\)|outputs have the shape \(2, |cannot be written"
 
 EXACT = ["safetensors", "torch_export", "aot_inductor", "onnx"]
-FORMATS = [*EXACT, "onnx_fp16", "onnx_int8"]
 KINDS = {
     "classification": [],
     "regression": ["task.kind=regression", "data.label=score", "monitor.metric=val/pearson"],
@@ -89,7 +88,8 @@ def shorter_texts(inputs: dict[str, Any], outputs: dict[str, Any], files: dict[s
     inputs["max_length"] -= 1
 
 
-@pytest.mark.parametrize("name", FORMATS)
+# Not of onnx_int8: these models have learned so little that such faults change outputs less than eight bits may.
+@pytest.mark.parametrize("name", [*EXACT, "onnx_fp16"])
 def test_planted_faults_are_caught(source_and_gate: tuple[Source, Gate], name: str) -> None:
     source, gate = source_and_gate
     with pytest.raises(NotEqual, match=r"outputs differ|points; allowed"):
