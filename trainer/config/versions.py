@@ -9,7 +9,7 @@ from trainer.errors import UserError
 
 # Uploads that contained malicious code.
 MALICIOUS = {"pytorch-lightning": ("2.6.2", "2.6.3"), "lightning": ("2.6.2", "2.6.3")}
-# The first versions without a known advisory; pyproject.toml has the same.
+# Lower bounds of pyproject.toml for packages that read what comes from elsewhere.
 OLDEST = {
     "torch": "2.10",
     "transformers": "5.3",
@@ -21,7 +21,7 @@ OLDEST = {
 
 
 def refuse_bad_versions() -> None:
-    """Raises: UserError: a package is of a malicious version, or of one with a known advisory."""
+    """Raises: UserError: a package is of a malicious version, or older than this package allows."""
     for name, banned in MALICIOUS.items():
         if (found := _installed(name)) in banned:
             first = f"{name} {found} is installed, an upload with malicious code, and is not imported"
@@ -29,7 +29,7 @@ def refuse_bad_versions() -> None:
     for name, oldest in OLDEST.items():
         found = _installed(name)
         if found is not None and _numbers(found) < _numbers(oldest):
-            first = f"{name} {found} is installed, which has a known advisory"
+            first = f"{name} {found} is installed; versions before {oldest} are not supported"
             raise UserError(first, f"pip install '{name}>={oldest}'")
 
 
