@@ -42,7 +42,7 @@ IMPORTED = (
     "datasets",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
-    "bokeh.embed",
+    "bokeh.document",
     "bokeh.models",
     "wandb",
 )
