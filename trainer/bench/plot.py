@@ -128,4 +128,5 @@ def _finish(axes: Any, horizontal: str, vertical: str) -> None:
     axes.set_xlabel(horizontal)
     axes.set_ylabel(vertical)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    # Above the axes, where it covers nothing that is drawn.
+    axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)

@@ -102,8 +102,8 @@ def _row(result: Result, row: SpeedUp, weak: bool) -> list[str]:
     return [
         str(row.devices),
         f"{1000 * row.time_s:.2f}",
-        shown(row.speed_up),
-        shown(row.efficiency),
+        shown(row.speed_up) if row.devices > 1 else "1",
+        shown(row.efficiency) if row.devices > 1 else "1",
         shown(row.serial_fraction) if row.serial_fraction is not None else "",
         f"{predicted:.2f}" if predicted is not None else "",
     ]
