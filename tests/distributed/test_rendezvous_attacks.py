@@ -1,6 +1,7 @@
 """Another user of the host attacks a rendezvous before and after its owner listens: no code runs, no rank joins."""
 
 import base64
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -222,6 +223,8 @@ def attacker() -> Iterator[Callable[..., None]]:
     yield run
     ours.send(None)
     process.join(10)
+    # A process that a later test forks must find no stores to destroy.
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
