@@ -61,6 +61,7 @@ def _side(workshop: Workshop, every: str) -> Callable[[], Sample]:
     from trainer.verbs.bench.stored_state import load_last
 
     def measure() -> Sample:
+        """A run that saves, and the time to load its last checkpoint."""
         size, accelerator = workshop.prepared.config.batch.global_size, workshop.prepared.world.accelerator
         more = ["trainer.limit_val_batches=0", f"checkpoint.every_n_steps={every}"]
         run_dir, sample = workshop.train(1, accelerator, size, more=more)

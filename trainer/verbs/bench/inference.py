@@ -69,9 +69,8 @@ def _measure(
     spent_s: dict[str, list[float]] = {name: [] for name in ways}
 
     def side(name: str) -> Callable[[], Sample]:
-        """Times `calls` calls in a row, after some that do not count."""
-
         def measure() -> Sample:
+            """`calls` calls in a row, after some that do not count."""
             outputs = ways[name].forward(arrays)
             for _ in range(WARM_UP_CALLS - 1):
                 ways[name].forward(arrays)
