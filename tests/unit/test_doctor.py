@@ -292,6 +292,7 @@ def test_data_on_a_hub_without_a_route(patient: Path, monkeypatch: pytest.Monkey
     assert [f.found for f in look(doctor.check_data, *words)] == ["uoft-cs/cifar10 is in the local cache"]
 
 
+@pytest.mark.slow  # imports deepspeed
 def test_an_operator_of_deepspeed_without_a_compiler(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in {**NO_PROGRAMS, "DS_PIN_MEMORY_BACKEND": "native"}.items():
         monkeypatch.setenv(variable, value)

@@ -50,6 +50,7 @@ def nsys(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
+@pytest.mark.slow
 def test_the_command_runs_under_nsys(nsys: None, in_directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = [*WORDS, "max_epochs=1", "limit_train_batches=1", "limit_val_batches=0"]
     assert run_under_nsys(words, num_nodes=1) == 0

@@ -29,7 +29,8 @@ def written(directory: Path) -> tuple[set[str], list[dict[str, Any]], dict[str, 
     return files, metrics, {key: record[key] for key in ("hash", "identity", "status")}
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_is_that_of_real_processes(
     ranks: int, command_line: CommandLine, real_command_line: CommandLine, tmp_path: Path
 ) -> None:
