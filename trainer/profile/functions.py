@@ -36,6 +36,12 @@ class PythonRecorder(Recorder):
         columns = ["function", "calls", "self_ms", "total_ms"]
         write_table(self.file("functions", ""), f"Python functions, {self.title}", columns, rows)
 
+    def open_range(self, name: str) -> None:
+        """See Recorder; cProfile knows no named parts."""
+
+    def close_range(self, opened: None) -> None:
+        """See Recorder."""
+
 
 def _shown(file: str, line: int, name: str) -> str:
     """A function as pstats has it, with the end of its path; "~" is a function that is not Python's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ def is_range(name: str) -> bool:
     return name.startswith("step ") or name.partition(" ")[0] in STATES
 
 
-class Recorder:
+class Recorder(ABC):
     """Records from `start` to `stop`, which writes the files of one rank.
 
     steps: the first and the last one to record; after a run that has ended within them, the last one of it.
@@ -28,17 +29,19 @@ class Recorder:
         first, last = self.steps
         return f"{f'steps {first} to {last}' if first < last else f'step {first}'}, rank {self.rank}"
 
+    @abstractmethod
     def start(self) -> None:
         """Record from now on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """Record no more, and write the files."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_range(self, name: str) -> Any:
         """Name what follows. Returns: what `close_range` takes."""
 
+    @abstractmethod
     def close_range(self, opened: Any) -> None:
         """The named part ends here."""
 
