@@ -69,6 +69,8 @@ def _measure(
     spent_s: dict[str, list[float]] = {name: [] for name in ways}
 
     def side(name: str) -> Callable[[], Sample]:
+        """How a way is measured."""
+
         def measure() -> Sample:
             """`calls` calls in a row, after some that do not count."""
             outputs = ways[name].forward(arrays)
