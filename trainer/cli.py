@@ -78,6 +78,7 @@ VERBS: Mapping[str, Callable[[list[str]], int]] = {
     "eval": _verb("evaluate", "evaluate"),
     "predict": _verb("predict", "predict"),
     "export": _verb("export", "export"),
+    "serve": _verb("serve", "serve"),
     "convert": _verb("convert", "convert"),
     "completion": _verb("completion", "completion"),
     "help": _verb("help", "help_verb"),

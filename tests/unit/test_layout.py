@@ -33,6 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {"errors", "run"},
     "estimate": {"config"},
     "export": {"errors", "config", "run", "inference", "data"},
+    # Neither `engine` nor `module`: what is served is an export, without Lightning. `data` for the formats of images.
+    "serve": {"version", "errors", "config", "run", "data", "export"},
     "optim": {"errors", "config", "parts"},
     # `data` only for the type and the size of what a model is evaluated on.
     "inference": {"errors", "config", "run", "data"},
@@ -49,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"profile"},
     # `module` for the loops that `bench` compares with the trainer's.
     "verbs": {*CONTRACTS, "data", "module", "faults", "launch", "engine", "estimate", "inference", "export"}
-    | {"optim", "strategies", "checkpoint", "observe", "report", "bench"},
+    | {"serve", "optim", "strategies", "checkpoint", "observe", "report", "bench"},
     "cli": {"version", "errors", "task", "verbs"},
     "rank": {"errors", "search_path", "faults", "launch", "verbs"},
     "__main__": {"search_path", "cli", "faults"},

@@ -21,10 +21,10 @@ from trainer.data.images.decode import ImageForm, Unusable
 from trainer.data.images.raw import read_image
 from trainer.data.normal import normal
 from trainer.data.texts.tables import TextColumns, text_problem
-from trainer.errors import UserError
+from trainer.errors import UserError, shown
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 Arrays = dict[str, np.ndarray]
 
@@ -46,9 +46,29 @@ class _Inputs(_Plain):
         is_one = isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable)
         return [inputs] if is_one else list(inputs)
 
-    @abstractmethod
     def arrays(self, inputs: Sequence[Any]) -> Arrays:
         """The network's arguments by name; axis 0 is the input. Raises: UserError: one cannot be used."""
+        return self.collated(self.prepared(inputs))
+
+    @abstractmethod
+    def from_json(self, value: Any) -> Any:
+        """A raw input from its form in JSON, see docs/serving.md. Raises: UserError: it has another form."""
+
+    @abstractmethod
+    def to_json(self, value: Any) -> Any:
+        """The form in JSON of a raw input such as a probe."""
+
+    @abstractmethod
+    def prepared(self, inputs: Sequence[Any]) -> list[Any]:
+        """What each input becomes on its own, whatever batch it will be in. Raises: UserError: one cannot be used."""
+
+    @abstractmethod
+    def collated(self, prepared: Sequence[Any]) -> Arrays:
+        """A batch of what `prepared` gives, as the network's arguments."""
+
+    def length(self, prepared: Any) -> int:
+        """The share of a prepared input in the work of its batch, which is as wide as its longest."""
+        return 1
 
 
 class ImageInputs(_Inputs):
@@ -64,9 +84,29 @@ class ImageInputs(_Inputs):
         is_one = isinstance(inputs, np.ndarray) and inputs.ndim == 2 + (inputs.shape[-1] == 3)
         return [inputs] if is_one else super().listed(inputs)
 
-    def arrays(self, inputs: Sequence[Any]) -> Arrays:
+    def from_json(self, value: Any) -> bytes:
+        """See _Inputs. Returns: an encoded image."""
+        encoded = _members(value, "image")["image"]
+        if not isinstance(encoded, str):
+            raise UserError(f"image is of type {type(encoded).__name__}; it is a file in base64")
+        try:
+            return base64.b64decode(encoded, validate=True)
+        except ValueError as error:
+            raise UserError("image is not base64") from error
+
+    def to_json(self, value: np.ndarray) -> Any:
+        """See _Inputs. Args: value: (H, W) or (H, W, 3) uint8."""
+        stream = io.BytesIO()
+        Image.fromarray(value).save(stream, "PNG")
+        return {"image": base64.b64encode(stream.getvalue()).decode()}
+
+    def prepared(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """See _Inputs. Returns: pixels (C, H, W) uint8."""
+        return [self._read(number, value) for number, value in enumerate(inputs)]
+
+    def collated(self, prepared: Sequence[np.ndarray]) -> Arrays:
         """See _Inputs."""
-        pixels = np.stack([self._read(number, value) for number, value in enumerate(inputs)]).astype(np.float32)
+        pixels = np.stack(prepared).astype(np.float32)
         mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (self.mean, self.std))
         return {"images": (pixels / np.float32(255) - mean) / std}
 
@@ -102,14 +142,43 @@ class TextInputs(_Inputs):
         tokenizer.enable_truncation(self.max_length, strategy="longest_first")
         object.__setattr__(self, "_tokenizer", tokenizer)
 
-    def arrays(self, inputs: Sequence[Any]) -> Arrays:
+    @property
+    def names(self) -> list[str]:
+        """Of an input's members in JSON."""
+        return ["text"] if self.columns.text_pair is None else ["text", "text_pair"]
+
+    def from_json(self, value: Any) -> list[str]:
+        """See _Inputs. A single text may stand by itself. Returns: the texts."""
+        members = _members({"text": value} if isinstance(value, str) else value, *self.names)
+        for name, text in members.items():
+            problem = text_problem(text)
+            if problem is not None:
+                raise UserError(f"{name}: {problem}")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"{name}: has half of a surrogate pair") from error
+        return [members[name] for name in self.names]
+
+    def to_json(self, value: str | Sequence[str]) -> Any:
+        """See _Inputs."""
+        return dict(zip(self.names, [value] if isinstance(value, str) else value, strict=True))
+
+    def prepared(self, inputs: Sequence[Any]) -> list[Encoding]:
         """See _Inputs."""
         rows = [self._texts(number, value) for number, value in enumerate(inputs)]
-        encodings = self._tokenizer.encode_batch([tuple(row) if len(row) > 1 else row[0] for row in rows])
-        shape = len(rows), max(len(encoding.ids) for encoding in encodings)
+        return self._tokenizer.encode_batch([tuple(row) if len(row) > 1 else row[0] for row in rows])
+
+    def length(self, prepared: Any) -> int:
+        """See _Inputs. Tokens, special ones included."""
+        return len(prepared.ids)
+
+    def collated(self, prepared: Sequence[Encoding]) -> Arrays:
+        """See _Inputs."""
+        shape = len(prepared), max(len(encoding.ids) for encoding in prepared)
         ids = np.full(shape, self.pad_id, dtype=np.int64)
         mask, types = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        for row, encoding in enumerate(encodings):
+        for row, encoding in enumerate(prepared):
             length = len(encoding.ids)
             ids[row, :length], mask[row, :length] = encoding.ids, 1
             parts = encoding.sequence_ids
@@ -145,9 +214,30 @@ class NoiseInputs(_Inputs):
         is_one = isinstance(inputs, np.ndarray) and inputs.ndim == 1
         return [inputs] if is_one else super().listed(inputs)
 
-    def arrays(self, inputs: Sequence[Any]) -> Arrays:
+    def from_json(self, value: Any) -> int | list[float]:
+        """See _Inputs. The number of a point of seed 0, or a point."""
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if is_number and 0 <= value < 2**32:
+            return value
+        if isinstance(value, list) and len(value) == self.size and all(type(x) in (int, float) for x in value):
+            return value
+        raise UserError(f"neither an integer from 0 to 2^32 - 1 nor {self.size} numbers")
+
+    def to_json(self, value: int) -> Any:
         """See _Inputs."""
-        return {"noise": np.stack([self._point(number, value) for number, value in enumerate(inputs)])}
+        return value
+
+    def prepared(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """See _Inputs. Returns: points (L,)."""
+        return [self._point(number, value) for number, value in enumerate(inputs)]
+
+    def collated(self, prepared: Sequence[np.ndarray]) -> Arrays:
+        """See _Inputs."""
+        return {"noise": np.stack(prepared)}
+
+    def points(self, count: int, seed: int) -> list[np.ndarray]:
+        """The latent points (L,) that the verb `predict` generates images from."""
+        return list(normal(seed, 0, np.arange(count), self.size, self.stream))
 
     def _point(self, number: int, value: Any) -> np.ndarray:
         if isinstance(value, int):
@@ -155,7 +245,7 @@ class NoiseInputs(_Inputs):
         refusal = UserError(f"input {number}: neither an integer nor {self.size} finite numbers")
         try:
             point = np.asarray(value, dtype=np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise refusal from error
         if point.shape != (self.size,) or not np.isfinite(point).all():
             raise refusal
@@ -216,6 +306,19 @@ class PlainProcessing(_Plain):
 
     inputs: Inputs
     outputs: Outputs
+
+
+def _members(value: Any, *names: str) -> dict[str, Any]:
+    """The members of an object that has these alone. Raises: UserError: it has others, or is no object."""
+    if not isinstance(value, dict):
+        raise UserError(f"an object with {' and '.join(names)} is needed, not {type(value).__name__}")
+    for name in names:
+        if name not in value:
+            raise UserError(f"{name} is missing")
+    for name in value:
+        if name not in names:
+            raise UserError(f"{shown(name)} is not known here; possible: {', '.join(names)}")
+    return value
 
 
 def _png(image: np.ndarray) -> bytes:

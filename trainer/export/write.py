@@ -17,12 +17,12 @@ from trainer.export.formats import FORMATS
 from trainer.export.gate import Gate, NotEqual
 from trainer.export.manifest import PROCESSING_FILE, Manifest, digests
 from trainer.export.model import open_export
+from trainer.export.probes import write_probes
 from trainer.export.source import Source
-from trainer.run.files import MANIFEST_FILE, LockHeld, fsync_path, lock_file, write_json, write_text
+from trainer.run.files import EXPORT_DIR, MANIFEST_FILE, LockHeld, fsync_path, lock_file, write_json, write_text
 from trainer.run.provenance import git_state
 from trainer.run.record import Record, now
 
-EXPORT_DIR = "export"
 VERSIONS = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "tokenizers", "numpy")
 
 
@@ -65,6 +65,7 @@ def _fill(source: Source, gate: Gate, name: str, folder: Path) -> Manifest:
     except UserError as error:
         raise NotEqual(f"what was written cannot be loaded: {error.lines[0]}") from error
     parity = gate.prove(candidate, FORMATS[name].tolerance)
+    write_probes(folder, candidate, source.model.probes())
     example = source.model.example_inputs()
     bound_to = None
     if FORMATS[name].is_native:

@@ -24,6 +24,7 @@ HF_DIR = "hf"  # the model as transformers loads it
 LOGS_DIR = "logs"
 WANDB_DIR = "wandb"
 PROFILE_DIR = "profile"
+EXPORT_DIR = "export"
 CHECKPOINTS_DIR = "checkpoints"
 STATE_FILE = "state.ckpt"  # of a checkpoint
 MANIFEST_FILE = "manifest.json"  # of a checkpoint

@@ -126,6 +126,17 @@ def _predict_arguments(words: Sequence[str]) -> str:
     return "\n\n".join(blocks) or f"A run of task={tasks[0].name} has no predict."
 
 
+def _serve_keys(words: Sequence[str]) -> str:
+    """The arguments of `serve`, with the values that they have by default."""
+    from trainer.config.describe import describe_keys, keys_of
+    from trainer.serve.config import Limits, ServeConfig
+
+    defaults = {name: field.default for name, field in ServeConfig.__dataclass_fields__.items()}
+    limits = list(keys_of(Limits))
+    own = [key for key in keys_of(ServeConfig) if key not in limits]
+    return "\n".join(["Arguments:", *describe_keys(own, defaults), "", "Limits:", *describe_keys(limits, defaults)])
+
+
 RUN = "outputs/cnn/NAME"
 PLACES = "trainer.devices, trainer.accelerator, trainer.precision, batch.eval_size, launch.* and performance.*"
 PLUGINS = """\
@@ -203,6 +214,15 @@ Each format goes to DIR/export/NAME. It is compared with the run's network on th
 batch sizes and lengths; one that differs by more than its tolerance is not written, and what was there before remains.
 Exit code: 0, or 1 where a format differs. docs/exporting.md has the tolerances, and how an export is loaded.""",
         [f"export run={RUN} format=onnx", "export run=outputs/bert/NAME format=safetensors,onnx,onnx_int8"],
+    ),
+    "serve": VerbHelp(
+        "answer requests over HTTP with an exported model",
+        "serve run=DIR [KEY=VALUE ...]   or   serve export=DIR [KEY=VALUE ...]",
+        """\
+POST /predict takes JSON or images, GET / is a page to try the model, GET /docs lists all routes. SIGTERM and Ctrl-C end
+it when everything that was accepted is answered. docs/serving.md says more.""",
+        ["serve run=outputs/bert/NAME", f"serve export={RUN}/export/onnx port=0 max_batch=64 api_key_file=key.txt"],
+        _serve_keys,
     ),
     "convert": VerbHelp(
         "write the weights of a checkpoint as safetensors",

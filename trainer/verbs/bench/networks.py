@@ -19,8 +19,7 @@ from trainer.export.gate import Gate
 from trainer.export.model import Network
 from trainer.export.processing import Arrays
 from trainer.export.source import Source
-from trainer.export.write import EXPORT_DIR
-from trainer.run.files import MANIFEST_FILE, MODEL_FILE
+from trainer.run.files import EXPORT_DIR, MANIFEST_FILE, MODEL_FILE
 
 EAGER, COMPILE, BF16 = "eager", "compile", "bf16"
 NATIVE = "aot_inductor"
