@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Test processes at a time. A test file stays in one process, since its tests may share a run.
 WORKERS ?= 2
+# How long `make faults` kills runs.
+MINUTES ?= 20
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
-.PHONY: train test test-slow test-slurm planted check lint types gpu clean
+.PHONY: train test test-slow test-slurm planted faults check lint types gpu clean
 
 train: $(VENV)/installed  ## install and train the default task
 	$(BIN)/python -m trainer task=cnn
@@ -22,6 +24,9 @@ test-slurm: $(VENV)/installed  ## tests on a real two-node SLURM cluster (Debian
 
 planted: $(VENV)/installed  ## plant faults in a copy; each has to be noticed by a default test
 	$(BIN)/python -m benchmarks.planted_faults
+
+faults: $(VENV)/installed  ## kill runs at random moments for MINUTES; each has to end as if it never had been
+	$(BIN)/python -m benchmarks.kill_runs minutes=$(MINUTES)
 
 check: lint types test  ## what has to hold before a change lands
 

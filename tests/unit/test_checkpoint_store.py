@@ -1,13 +1,18 @@
 """A checkpoint is complete or not there, and a damaged one is never used."""
 
 import json
+import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from watching import wait_until
 
 from trainer.checkpoint.store import CheckpointStore, find_damage
 
@@ -142,3 +147,50 @@ write(3)
     assert names(store)
     assert [find_damage(checkpoint) for checkpoint in store.checkpoints()] == [None] * len(names(store))
     assert (store.directory / "last").exists()
+
+
+def test_a_copied_run_whose_links_have_become_folders_goes_on(store: CheckpointStore) -> None:
+    write(store, 5)
+    (store.directory / "last").unlink()
+    shutil.copytree(store.path(5), store.directory / "last")
+    newest = write(store, 10)
+    assert (store.directory / "last").readlink() == Path(newest.name)
+
+
+def save_in_a_loop(directory: Path) -> None:
+    """Save one checkpoint after the other until killed, each with another content."""
+    store = CheckpointStore(directory)
+    newest, _ = store.newest_valid()
+    first = int(newest.name.removeprefix("step-")) + 1 if newest else 1
+    for step in range(first, first + 100_000):
+        store.stage(step).mkdir(parents=True)
+        (store.stage(step) / "state.ckpt").write_bytes(step.to_bytes(4, "big") * 50_000)
+        store.commit(step, {"metrics_bytes": 0, "best_step": None})
+        store.prune(keep=2)
+
+
+# Of 500 kills, each also finds what the ones before have left.
+@pytest.mark.parametrize("kills", [25, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_kills_while_saving_damage_nothing(kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Path("/dev/shm")
+    if other.is_dir() and other.stat().st_dev != tmp_path.stat().st_dev:
+        # A move out of there would be a copy, which a kill cuts short.
+        monkeypatch.setenv("TMPDIR", str(other))
+    store, draw, interrupted = CheckpointStore(tmp_path), random.Random(0), 0
+    for _ in range(kills):
+        pid = os.fork()
+        if pid == 0:
+            save_in_a_loop(tmp_path)
+        wait_until(lambda: (store.directory / "last").exists(), 60)
+        time.sleep(draw.uniform(0, 0.04))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        interrupted += any(store.directory.glob(".step-*"))
+        assert [find_damage(checkpoint) for checkpoint in store.checkpoints()] == [None] * len(names(store))
+        newest, damaged = store.newest_valid()
+        assert newest is not None and damaged == {}
+        step = int(newest.name.removeprefix("step-"))
+        assert (newest / "state.ckpt").read_bytes() == step.to_bytes(4, "big") * 50_000
+        assert find_damage((store.directory / "last").resolve()) is None
+    # Else the kills would have come between saves.
+    assert interrupted > kills / 5

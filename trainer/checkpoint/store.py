@@ -41,7 +41,7 @@ class CheckpointStore:
         write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": files})
         for folder in (staged, *(p for p in staged.rglob("*") if p.is_dir())):
             fsync_path(folder)
-        if final.exists():
+        if os.path.lexists(final):
             self._delete(final)
         staged.rename(final)
         fsync_path(self.directory)
@@ -77,14 +77,16 @@ class CheckpointStore:
             if checkpoint not in kept:
                 self._delete(checkpoint)
         for leftover in self.directory.glob(".step-*"):
-            shutil.rmtree(leftover)
+            _remove(leftover)
 
     def link(self, name: str, target: Path) -> None:
         """Point the link `last` or `best` at a checkpoint, atomically."""
-        staged = self.directory / f".{name}"
+        staged, place = self.directory / f".{name}", self.directory / name
         staged.unlink(missing_ok=True)
         staged.symlink_to(target.name)
-        staged.replace(self.directory / name)
+        if place.is_dir() and not place.is_symlink():  # of a run that was copied with what its links point to
+            shutil.rmtree(place)
+        staged.replace(place)
 
     def _is_valid(self, checkpoint: Path) -> bool:
         if checkpoint.name not in self.valid:
@@ -94,10 +96,18 @@ class CheckpointStore:
     def _delete(self, checkpoint: Path) -> None:
         # Under a hidden name first: deletion goes file by file, and an interrupted one must not leave a "step-".
         hidden = checkpoint.with_name(f".{checkpoint.name}.deleted")
-        if hidden.exists():  # of an interrupted deletion, where the run has reached that step again
-            shutil.rmtree(hidden)
+        if os.path.lexists(hidden):  # of an interrupted deletion, where the run has reached that step again
+            _remove(hidden)
         checkpoint.rename(hidden)
-        shutil.rmtree(hidden)
+        _remove(hidden)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint's directory, or what stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
@@ -107,6 +117,9 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 def find_damage(checkpoint: Path) -> str | None:
     """What differs from the manifest, as a phrase; None where the checkpoint is valid."""
+    if (checkpoint / MANIFEST_FILE).exists() and not (checkpoint / MANIFEST_FILE).is_file():
+        # Reading a pipe would wait for ever.
+        return f"{MANIFEST_FILE} cannot be read: it is no file"
     try:
         manifest: Any = read_manifest(checkpoint)
     except (OSError, ValueError, RecursionError) as error:
