@@ -1,0 +1,55 @@
+"""From which scores on an answer is given: chosen on held-out questions, for a precision of all answers together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import beta
+
+CONFIDENCE = 0.95  # of the lower bound
+
+
+@dataclass(frozen=True)
+class Judged:
+    """N questions whose intents are known, each as an array (N,).
+
+    confidences: of the most probable intent, 0 where it has no answer. is_intent_right: whether it is the right one.
+    scores: of the first answer that retrieval finds, 0 where it finds none. is_first_right: whether it is right.
+    """
+
+    confidences: np.ndarray
+    is_intent_right: np.ndarray
+    scores: np.ndarray
+    is_first_right: np.ndarray
+
+    def outcome(self, min_confidence: float, min_score: float) -> tuple[int, int]:
+        """(right answers, answers) that two thresholds give."""
+        is_sure, is_found = self.confidences >= min_confidence, self.scores >= min_score
+        is_right = np.where(is_sure, self.is_intent_right, self.is_first_right)
+        return int(is_right[is_sure | is_found].sum()), int((is_sure | is_found).sum())
+
+
+def lower_bound(right: int, total: int) -> float:
+    """One-sided Clopper-Pearson bound of a share: the true one is above it with CONFIDENCE."""
+    return 0.0 if right == 0 else float(beta.ppf(1 - CONFIDENCE, right, total - right + 1))
+
+
+def choose_thresholds(held_out: Judged, precision: float) -> tuple[float, float]:
+    """Minimum confidence and minimum score, each as low as the precision allows; infinity where none does.
+
+    What retrieval answers has to keep the precision by itself, all answers together have to as well.
+    """
+    min_score = _lowest(held_out.scores, lambda score: held_out.outcome(math.inf, score), precision)
+    min_confidence = _lowest(held_out.confidences, lambda each: held_out.outcome(each, min_score), precision)
+    return min_confidence, min_score
+
+
+def _lowest(scores: Iterable[float], outcome: Callable[[float], tuple[int, int]], precision: float) -> float:
+    """The lowest threshold whose share of right answers has its lower bound at the precision.
+
+    The bound and not the share itself, since the lowest of many thresholds is also the luckiest one.
+    """
+    return min((float(x) for x in set(scores) if lower_bound(*outcome(x)) >= precision), default=math.inf)
