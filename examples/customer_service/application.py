@@ -10,6 +10,7 @@ from examples.customer_service.options import TrainOptions
 from trainer import UserError
 
 FILE = "application.json"
+OUT_OF_SCOPE = "out_of_scope"  # a split without intents, where the source has such questions
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from examples.customer_service.answers import read_slots
-from examples.customer_service.application import split_file
+from examples.customer_service.application import OUT_OF_SCOPE, split_file
 from examples.customer_service.assistant import Assistant, Decision
 from examples.customer_service.data import GENERATED, read_csv, read_texts
 from examples.customer_service.options import EvaluateOptions
@@ -61,15 +61,13 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     out = Path(options.out)
     assistant = Assistant(out, read_slots(""))
     test = read_csv(split_file(out, "test"))
-    if options.out_of_scope:
-        outside = read_texts(options.out_of_scope)
-    else:
-        outside = [row.question for row in read_csv(split_file(out, "out_of_scope"))]
+    own = split_file(out, OUT_OF_SCOPE)
+    source = options.out_of_scope or (str(own) if own.is_file() else "")
     return _figures(
         assistant.application.options.data,
         [row.intent for row in test],
         _decide(assistant, [row.question for row in test]),
-        _decide(assistant, outside),
+        _decide(assistant, read_texts(source) if source else []),
     )
 
 
@@ -99,7 +97,7 @@ def _figures(
         found=float(np.mean([intent in [c.intent for c in each.candidates] for intent, each in pairs])),
         coverage=len(answered) / len(intents),
         precision=num_right / len(answered) if answered else float("nan"),
-        at_least=lower_bound(num_right, len(answered)),
+        at_least=float(lower_bound(num_right, len(answered))),
         by_route=by_route,
         num_outside=len(outside),
         auroc=float(roc_auc_score(is_inside, [each.confidence for each in [*decisions, *outside]]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 QUESTION = ("question", "text", "sentence")
 INTENT = ("intent", "label")
 ANSWER = ("answer",)
+# A longer field is an error of the file; questions that are merely too long are skipped by whoever reads them.
+csv.field_size_limit(2**24)
 
 
 def read_table(file: Path, columns: Mapping[str, Sequence[str]], optional: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -48,17 +51,23 @@ def _text(value: Any) -> str:
 def _rows(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".parquet":
         return _parquet_rows(file)
+    content = file.read_bytes()
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            return list(csv.DictReader(stream) if file.suffix == ".csv" else _json_rows(file, stream))
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        wrong = f"data={file}: byte {error.start} ({error.object[error.start]:#04x}) is not UTF-8"
-        raise UserError(wrong, "convert it first, for example with: iconv -f cp1252 -t utf-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        wrong = f"data={file}: line {line}: byte {content[error.start]:#04x} is not UTF-8"
+        raise UserError(wrong, "convert the file first, for example with: iconv -f cp1252 -t utf-8") from error
+    lines = io.StringIO(text, newline="")
+    if file.suffix == ".jsonl":
+        return list(_json_rows(file, lines))
+    try:
+        return list(csv.DictReader(lines, strict=True))
     except csv.Error as error:
         raise UserError(f"data={file}: is no CSV file: {error}") from error
 
 
-def _json_rows(file: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+def _json_rows(file: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

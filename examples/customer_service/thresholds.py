@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import beta
 
 CONFIDENCE = 0.95  # of the lower bound
@@ -32,9 +33,10 @@ class Judged:
         return int(is_right[is_sure | is_found].sum()), int((is_sure | is_found).sum())
 
 
-def lower_bound(right: int, total: int) -> float:
-    """One-sided Clopper-Pearson bound of a share: the true one is above it with CONFIDENCE."""
-    return 0.0 if right == 0 else float(beta.ppf(1 - CONFIDENCE, right, total - right + 1))
+def lower_bound(right: ArrayLike, total: ArrayLike) -> np.ndarray:
+    """One-sided Clopper-Pearson bound of shares: the true one is above it with CONFIDENCE; 0 where none is right."""
+    bounds = beta.ppf(1 - CONFIDENCE, right, np.subtract(total, right) + 1)
+    return np.where(np.equal(right, 0), 0.0, bounds)
 
 
 def choose_thresholds(held_out: Judged, precision: float) -> tuple[float, float]:
@@ -47,9 +49,12 @@ def choose_thresholds(held_out: Judged, precision: float) -> tuple[float, float]
     return min_confidence, min_score
 
 
-def _lowest(scores: Iterable[float], outcome: Callable[[float], tuple[int, int]], precision: float) -> float:
+def _lowest(scores: np.ndarray, outcome: Callable[[float], tuple[int, int]], precision: float) -> float:
     """The lowest threshold whose share of right answers has its lower bound at the precision.
 
     The bound and not the share itself, since the lowest of many thresholds is also the luckiest one.
     """
-    return min((float(x) for x in set(scores) if lower_bound(*outcome(x)) >= precision), default=math.inf)
+    candidates = np.unique(scores)
+    right, answered = np.array([outcome(float(score)) for score in candidates]).T
+    kept = candidates[lower_bound(right, answered) >= precision]
+    return float(kept.min()) if len(kept) else math.inf

@@ -11,7 +11,7 @@ import numpy as np
 import trainer
 from examples.customer_service.answer_base import AnswerBase
 from examples.customer_service.answers import answers_of
-from examples.customer_service.application import Application, split_file
+from examples.customer_service.application import OUT_OF_SCOPE, Application, split_file
 from examples.customer_service.data import SPLITS, Row, read_csv, read_questions, write_csv
 from examples.customer_service.database import FILE, Database
 from examples.customer_service.encoder import Encoder
@@ -38,7 +38,9 @@ def train(options: TrainOptions, for_trainer: Sequence[str]) -> None:
     split_file(out, "train").parent.mkdir(parents=True, exist_ok=True)
     for split, each in questions.splits.items():
         write_csv(split_file(out, split), each)
-    write_csv(split_file(out, "out_of_scope"), [Row(text, "") for text in questions.out_of_scope])
+    split_file(out, OUT_OF_SCOPE).unlink(missing_ok=True)
+    if questions.out_of_scope:
+        write_csv(split_file(out, OUT_OF_SCOPE), [Row(text, "") for text in questions.out_of_scope])
     encoder = _train_intents(out, split_file(out, "train"), options, for_trainer)
     base = AnswerBase(Database(out / FILE), encoder)
     base.replace(answers, questions.splits["train"])
