@@ -64,6 +64,8 @@ TASKS_MAY_IMPORT = {
 
 # What an example may import of the project besides itself: the public names and generated data sets.
 EXAMPLES_MAY_IMPORT = {"trainer.__init__", "trainer.export.__init__", "tasks.bert.intents"}
+# Folders of an example that are a task of the trainer (docs/adding_a_task.md).
+EXAMPLE_TASKS = ("examples.recommendation.two_tower.",)
 
 Imports = dict[str, set[str]]
 
@@ -110,7 +112,8 @@ def forbidden(imports: Imports) -> list[str]:
 def is_allowed(name: str, target: str) -> bool:
     inside = name.split(".")[:2] == target.split(".")[:2]
     if name.startswith("examples."):
-        return inside or target in EXAMPLES_MAY_IMPORT
+        is_task = name.startswith(EXAMPLE_TASKS) and target.startswith("trainer.")
+        return inside or target in EXAMPLES_MAY_IMPORT or (is_task and part_of(target) in TASKS_MAY_IMPORT)
     if target.startswith("examples."):
         return False
     if target.startswith("tasks."):

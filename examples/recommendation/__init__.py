@@ -1,0 +1,1 @@
+"""Recommends items from their texts and from who liked what; see README.md."""

@@ -1,0 +1,34 @@
+"""MovieLens' files in the form that this application reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from examples.recommendation.files import Catalogue, catalogue_of, read_csv
+
+MOVIES, RATINGS = "movies.csv", "ratings.csv"
+# Stars from which a rating says that the user liked the film.
+LIKED = 4.0
+NO_GENRES = "(no genres listed)"
+
+
+def is_movielens(folder: Path) -> bool:
+    """Whether a folder has MovieLens' files."""
+    return (folder / MOVIES).is_file() and (folder / RATINGS).is_file()
+
+
+def read_movielens(folder: Path) -> Catalogue:
+    """Ratings of at least LIKED stars, and titles with genres. Raises: UserError: see read_folder.
+
+    Tags are not read: users wrote them at times of their own, and a text that has them would tell of later times.
+    """
+    movies = read_csv(folder / MOVIES, ("movieId", "title", "genres"))
+    ratings = read_csv(folder / RATINGS, ("userId", "movieId", "rating", "timestamp"))
+    genres = movies["genres"].where(movies["genres"] != NO_GENRES, "")
+    described = movies["title"] + ". " + genres.str.replace("|", ", ", regex=False)
+    items = pd.DataFrame({"item": movies["movieId"], "text": described, "genres": genres})
+    liked = ratings[pd.to_numeric(ratings["rating"], errors="coerce") >= LIKED]
+    columns = {"userId": "user", "movieId": "item", "timestamp": "time"}
+    return catalogue_of(items, liked.rename(columns=columns), folder)
