@@ -61,6 +61,8 @@ def generated(num_items: int = 400, num_users: int = 300, seed: int = 0) -> Cata
             age = day - released
             weights = taste * np.where(age >= 0, np.exp(-np.maximum(age, 0) / 120) + 0.05, 0.0)
             weights[list(read)] = 0.0
+            if not weights.any():
+                continue  # everything that has appeared is read
             item = int(draw.choice(num_items, p=weights / weights.sum()))
             read.add(item)
             rows.append((f"u{user}", f"a{item}", str(START_S + int(day * DAY_S))))
