@@ -33,7 +33,7 @@ def write_questions(file: Path) -> Path:
 def train_quickly(out: Path) -> Path:
     """Returns: the folder of the application."""
     file = write_questions(out.parent / "questions.csv")
-    assert main(["train", f"data={file}", f"out={out}", "matcher=false", *QUICK]) == 0
+    assert main(["train", f"data={file}", f"out={out}", *QUICK]) == 0
     return out
 
 

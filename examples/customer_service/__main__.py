@@ -10,7 +10,7 @@ from trainer import UserError
 
 USAGE = """usage: python -m examples.customer_service VERB [KEY=VALUE ...]
 
-  train     data=generated|FILE|DIR model=tiny|minilm answers=FILE precision=0.97 matcher=true matcher_pairs=8000
+  train     data=generated|FILE|DIR model=tiny|minilm answers=FILE precision=0.97 matcher=false matcher_pairs=8000
   evaluate  out_of_scope=FILE|DIR
   serve     host=127.0.0.1 port=8800 slots=FILE
   retrain   train anew, with what was added to the answer base and corrected in the log

@@ -6,13 +6,13 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from examples.customer_service.data import Row
 from examples.customer_service.database import Database
+from examples.customer_service.decision import Candidate
 from examples.customer_service.encoder import Encoder
 
 NUM_NEIGHBOURS = 50  # questions looked at, to find NUM_CANDIDATES distinct intents
@@ -29,16 +29,6 @@ WHERE model = ? ORDER BY id
 
 class Changed(Exception):
     """Somebody else has changed the answer since it was read. The message says what to do."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An answer that retrieval has found. question: its nearest one. score: cosine similarity, or the matcher's."""
-
-    intent: str
-    answer: str
-    question: str
-    score: float
 
 
 class Snapshot:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from examples.customer_service.options import TrainOptions
+from examples.customer_service.thresholds import Thresholds
 from trainer import UserError
 
 FILE = "application.json"
@@ -16,15 +17,13 @@ OUT_OF_SCOPE = "out_of_scope"  # a split without intents, where the source has s
 @dataclass(frozen=True)
 class Application:
     """options: what `train` was called with. intents_run, matcher_run: run directories below the folder; matcher_run is
-    None where retrieval orders by similarity alone. min_confidence: of an intent. min_score: of what retrieval finds:
-    similarity, or the matcher's probability. A threshold is infinite where none keeps the precision.
+    None where retrieval orders by similarity alone.
     """
 
     options: TrainOptions
     intents_run: str
     matcher_run: str | None
-    min_confidence: float
-    min_score: float
+    thresholds: Thresholds
 
     def write(self, out: Path) -> None:
         """Write the file at once, so that a reader sees the old or the new one."""
@@ -37,7 +36,8 @@ class Application:
         """Raises: UserError: nothing was trained there, or the file is damaged."""
         try:
             values = json.loads((out / FILE).read_text(encoding="utf-8"))
-            return cls(**{**values, "options": TrainOptions(**values["options"])})
+            options, thresholds = TrainOptions(**values.pop("options")), Thresholds(**values.pop("thresholds"))
+            return cls(options=options, thresholds=thresholds, **values)
         except FileNotFoundError as error:
             train = "python -m examples.customer_service train"
             raise UserError(f"out={out}: has no {FILE}", f"train first: {train} out={out}") from error

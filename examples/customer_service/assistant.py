@@ -5,33 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from examples.customer_service.answer_base import AnswerBase, Candidate, Snapshot
+from examples.customer_service.answer_base import AnswerBase, Snapshot
 from examples.customer_service.answers import fill
 from examples.customer_service.application import Application
 from examples.customer_service.database import FILE, Database
+from examples.customer_service.decision import Candidate, Decision, Route
 from examples.customer_service.encoder import Encoder
 from examples.customer_service.matcher import Matcher
-
-Route = Literal["intent", "retrieval", "person"]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What happens with a question.
-
-    route: answered by its intent, by a similar question, or handed over. intent: of the answer; for a person the likely
-    one. likely: the most probable intent. confidence: its probability. candidates: what retrieval has found.
-    """
-
-    route: Route
-    intent: str
-    likely: str
-    confidence: float
-    candidates: Sequence[Candidate]
 
 
 @dataclass(frozen=True)
@@ -75,15 +58,25 @@ class Assistant:
         """Choose the route. Args: probabilities (C,), embedding (H,): of the question."""
         best = int(probabilities.argmax())
         likely, confidence = self.encoder.labels[best], float(probabilities[best])
-        candidates = snapshot.nearest(embedding)
-        # An answer that was added after training has no intent that the classifier could choose.
-        is_new = bool(candidates) and candidates[0].intent not in self.encoder.labels
-        is_sure = confidence >= self.application.min_confidence and likely in snapshot.answers
-        if is_sure and not is_new:
-            return Decision("intent", likely, likely, confidence, candidates)
-        candidates = candidates if self.matcher is None else self.matcher.ranked(question, candidates)
-        if candidates and candidates[0].score >= self.application.min_score:
-            return Decision("retrieval", candidates[0].intent, likely, confidence, candidates)
+        candidates, thresholds = snapshot.nearest(embedding), self.application.thresholds
+        similarity = candidates[0].score if candidates else 0.0
+
+        def decision(route: Route, intent: str) -> Decision:
+            return Decision(route, intent, likely, confidence, similarity, candidates)
+
+        is_sure = confidence >= thresholds.min_confidence and likely in snapshot.answers
+        if is_sure and not self._was_added(candidates):
+            return decision("intent", likely)
+        if self.matcher is not None:
+            candidates = self.matcher.ranked(question, candidates)
+        if candidates and self._was_added(candidates) and candidates[0].score >= thresholds.min_added_score:
+            return decision("retrieval", candidates[0].intent)
         if is_sure:
-            return Decision("intent", likely, likely, confidence, candidates)
-        return Decision("person", likely, likely, confidence, candidates)
+            return decision("intent", likely)
+        if candidates and not self._was_added(candidates) and candidates[0].score >= thresholds.min_score:
+            return decision("retrieval", candidates[0].intent)
+        return decision("person", likely)
+
+    def _was_added(self, candidates: Sequence[Candidate]) -> bool:
+        """Whether the first answer was added after training, so that the classifier cannot choose it."""
+        return bool(candidates) and candidates[0].intent not in self.encoder.labels

@@ -11,6 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from examples.customer_service.decision import Decision
+
 FILE = "answers.sqlite"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (intent TEXT PRIMARY KEY, answer TEXT NOT NULL, version INTEGER NOT NULL) STRICT;
@@ -24,7 +26,7 @@ CREATE TABLE IF NOT EXISTS embeddings (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS log (
     id INTEGER PRIMARY KEY, time TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ')), question TEXT NOT NULL,
-    route TEXT NOT NULL, intent TEXT, confidence REAL NOT NULL, score REAL, correction TEXT
+    route TEXT NOT NULL, intent TEXT NOT NULL, confidence REAL NOT NULL, similarity REAL NOT NULL, correction TEXT
 ) STRICT;
 """
 WAIT_S = 30.0
@@ -53,11 +55,12 @@ class Database:
         with self.transaction() as connection:
             return [dict(row) for row in connection.execute(query, values)]
 
-    def add_to_log(self, question: str, route: str, intent: str | None, confidence: float, score: float | None) -> int:
-        """Write down a question. Returns: its number."""
+    def add_to_log(self, question: str, decision: Decision) -> int:
+        """Write down a question and what was done with it. Returns: its number."""
+        values = (question, decision.route, decision.intent, decision.confidence, decision.similarity)
         with self.transaction() as connection:
-            columns = "INSERT INTO log (question, route, intent, confidence, score) VALUES (?, ?, ?, ?, ?)"
-            number = connection.execute(columns, (question, route, intent, confidence, score)).lastrowid
+            columns = "INSERT INTO log (question, route, intent, confidence, similarity) VALUES (?, ?, ?, ?, ?)"
+            number = connection.execute(columns, values).lastrowid
         assert number is not None
         return number
 

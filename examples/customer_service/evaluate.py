@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from examples.customer_service.answers import read_slots
 from examples.customer_service.application import OUT_OF_SCOPE, split_file
-from examples.customer_service.assistant import Assistant, Decision
+from examples.customer_service.assistant import Assistant
 from examples.customer_service.data import GENERATED, read_csv, read_texts
+from examples.customer_service.decision import Decision
 from examples.customer_service.options import EvaluateOptions
 from examples.customer_service.thresholds import lower_bound
 
@@ -23,8 +24,8 @@ class Evaluation:
 
     accuracy: of the most probable intent. found: share of questions whose answer is among retrieval's candidates.
     coverage: share of questions that get an answer. precision: of these, the right ones; at_least: its lower bound.
-    by_route: (answers, right ones). auroc: probability that a test question has a higher confidence than one out of
-    scope. outside_answered: share of those that get an answer.
+    by_route: (answers, right ones). auroc_confidence, auroc_similarity: probability that a test question has a higher
+    value than one out of scope. outside_answered: share of those that get an answer.
     """
 
     source: str
@@ -36,7 +37,8 @@ class Evaluation:
     at_least: float
     by_route: dict[str, tuple[int, int]]
     num_outside: int
-    auroc: float | None
+    auroc_confidence: float | None
+    auroc_similarity: float | None
     outside_answered: float | None
 
     def table(self) -> str:
@@ -50,9 +52,15 @@ class Evaluation:
              f"{self.precision:.3f}; {self.at_least:.3f}"),
         ]  # fmt: skip
         rows += [(f"answers by {name}; right ones", f"{n}; {right}") for name, (n, right) in self.by_route.items()]
-        if self.auroc is not None and self.outside_answered is not None:
-            name = f"AUROC of the confidence, against {self.num_outside} questions out of scope"
-            rows += [(name, f"{self.auroc:.3f}"), ("of these, share that is answered", f"{self.outside_answered:.3f}")]
+        if self.num_outside:
+            rows += [
+                (
+                    f"AUROC of the confidence, against {self.num_outside} questions out of scope",
+                    f"{self.auroc_confidence:.3f}",
+                ),
+                ("AUROC of the similarity, against the same", f"{self.auroc_similarity:.3f}"),
+                ("share of these that is answered", f"{self.outside_answered:.3f}"),
+            ]
         return "\n".join(["| measured | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
@@ -90,6 +98,10 @@ def _figures(
         taken = [is_right for name, is_right in answered if name == route]
         by_route[route] = (len(taken), sum(taken))
     is_inside = np.repeat([1, 0], [len(decisions), len(outside)])
+
+    def auroc(values: list[float]) -> float | None:
+        return float(roc_auc_score(is_inside, values)) if outside else None
+
     return Evaluation(
         source=source,
         num_test=len(intents),
@@ -100,8 +112,7 @@ def _figures(
         at_least=float(lower_bound(num_right, len(answered))),
         by_route=by_route,
         num_outside=len(outside),
-        auroc=float(roc_auc_score(is_inside, [each.confidence for each in [*decisions, *outside]]))
-        if outside
-        else None,
+        auroc_confidence=auroc([each.confidence for each in [*decisions, *outside]]),
+        auroc_similarity=auroc([each.similarity for each in [*decisions, *outside]]),
         outside_answered=float(np.mean([each.route != "person" for each in outside])) if outside else None,
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import trainer
-from examples.customer_service.answer_base import Candidate
 from examples.customer_service.data import SEED, Row
+from examples.customer_service.decision import Candidate
 from examples.customer_service.encoder import Encoder
 
 MATCH, OTHER = "match", "other"

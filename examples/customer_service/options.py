@@ -17,7 +17,8 @@ MODELS = ("tiny", "minilm")
 class TrainOptions:
     """data: a file, a folder with train.* and test.*, or "generated". answers: a file of answers by intent, "" the
     built-in ones. model: tiny or minilm. precision: share of right answers that the thresholds have to keep.
-    matcher: whether to train a model of pairs (question, answer) that orders what retrieval finds.
+    matcher: whether to train a model of pairs (question, answer) that orders what retrieval finds; it needs pretrained
+    weights, from random ones it is no better than chance.
     matcher_pairs: how many pairs it learns from. out: folder of the application.
     """
 
@@ -25,7 +26,7 @@ class TrainOptions:
     answers: str = ""
     model: str = "tiny"
     precision: float = 0.97
-    matcher: bool = True
+    matcher: bool = False
     matcher_pairs: int = 8000
     out: str = OUT
 
@@ -67,7 +68,7 @@ class RetrainOptions:
     out: str = OUT
 
 
-Options = TypeVar("Options", TrainOptions, EvaluateOptions, ServeOptions, RetrainOptions)
+Options = TypeVar("Options")
 
 
 def parse(words: Sequence[str], options: type[Options]) -> tuple[Options, list[str]]:
@@ -75,7 +76,7 @@ def parse(words: Sequence[str], options: type[Options]) -> tuple[Options, list[s
 
     Raises: UserError: a key or value that is not possible.
     """
-    known = {field.name: field for field in fields(options)}
+    known = {field.name: field for field in fields(options)}  # pyright: ignore[reportArgumentType]
     values: dict[str, Any] = {}
     for_trainer: list[str] = []
     for word in words:

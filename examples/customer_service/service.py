@@ -116,14 +116,13 @@ def _add_answering(app: FastAPI, assistant: Assistant) -> None:
         """Answer a question."""
         reply = assistant.answer(asked.question)
         decision = reply.decision
-        score = decision.candidates[0].score if decision.candidates else None
-        database = assistant.base.database
-        number = database.add_to_log(asked.question, decision.route, decision.intent, decision.confidence, score)
+        number = assistant.base.database.add_to_log(asked.question, decision)
         return {
             "id": number,
             "route": decision.route,
             "intent": decision.intent,
             "confidence": decision.confidence,
+            "similarity": decision.similarity,
             "answer": reply.answer,
             "template": reply.template,
             "slots": reply.slots,

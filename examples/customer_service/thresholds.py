@@ -39,14 +39,32 @@ def lower_bound(right: ArrayLike, total: ArrayLike) -> np.ndarray:
     return np.where(np.equal(right, 0), 0.0, bounds)
 
 
-def choose_thresholds(held_out: Judged, precision: float) -> tuple[float, float]:
-    """Minimum confidence and minimum score, each as low as the precision allows; infinity where none does.
+@dataclass(frozen=True)
+class Thresholds:
+    """Each is infinite where none keeps the precision.
 
-    What retrieval answers has to keep the precision by itself, all answers together have to as well.
+    min_confidence: of an intent. min_score: of what retrieval finds for the other questions: similarity, or the
+    matcher's probability. min_added_score: the same for an answer that was added after training, of which the
+    classifier knows nothing.
     """
-    min_score = _lowest(held_out.scores, lambda score: held_out.outcome(math.inf, score), precision)
-    min_confidence = _lowest(held_out.confidences, lambda each: held_out.outcome(each, min_score), precision)
-    return min_confidence, min_score
+
+    min_confidence: float
+    min_score: float
+    min_added_score: float
+
+
+def choose_thresholds(held_out: Judged, precision: float) -> Thresholds:
+    """Each threshold as low as the precision allows: of the intents; of these and retrieval; of retrieval by itself."""
+
+    def by_confidence(each: float) -> tuple[int, int]:
+        return held_out.outcome(each, math.inf)
+
+    min_confidence = _lowest(held_out.confidences, by_confidence, precision)
+    return Thresholds(
+        min_confidence,
+        _lowest(held_out.scores, lambda each: held_out.outcome(min_confidence, each), precision),
+        _lowest(held_out.scores, lambda each: held_out.outcome(math.inf, each), precision),
+    )
 
 
 def _lowest(scores: np.ndarray, outcome: Callable[[float], tuple[int, int]], precision: float) -> float:

@@ -93,12 +93,12 @@ def _complete(
         is_better = with_matcher.is_first_right.sum() > judged.is_first_right.sum()
         print(f"the matcher's first answer is right for {shares}: it is {'used' if is_better else 'not used'}")
         judged, matcher_run = (with_matcher, matcher_run) if is_better else (judged, None)
-    min_confidence, min_score = choose_thresholds(judged, options.precision)
-    right, answered = judged.outcome(min_confidence, min_score)
+    thresholds = choose_thresholds(judged, options.precision)
+    right, answered = judged.outcome(thresholds.min_confidence, thresholds.min_score)
     print(f"held out: {answered} of {len(held_out)} questions answered, {right} of them right")
     intents_run = str(encoder.run_dir.relative_to(out))
     matcher = None if matcher_run is None else str(matcher_run.relative_to(out))
-    Application(options, intents_run, matcher, min_confidence, min_score).write(out)
+    Application(options, intents_run, matcher, thresholds).write(out)
     print(f"ready; next: python -m examples.customer_service evaluate out={out}, or serve out={out}")
 
 

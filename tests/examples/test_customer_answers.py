@@ -9,7 +9,7 @@ import pytest
 
 from examples.customer_service.answers import FOLDER, FROM_QUESTION, SLOT, answers_of, fill, read_slots
 from examples.customer_service.data import Row
-from examples.customer_service.thresholds import Judged, choose_thresholds, lower_bound
+from examples.customer_service.thresholds import Judged, Thresholds, choose_thresholds, lower_bound
 from trainer import UserError
 
 
@@ -58,18 +58,20 @@ def test_the_lower_bound_is_the_share_at_which_so_many_right_ones_are_5_percent_
 
 
 def judged(seed: int, size: int = 4000) -> Judged:
-    """Questions whose answer is right with the probability that is its score."""
+    """Questions whose answer is right with a probability that follows from its score."""
     rng = np.random.default_rng(seed)
     confidences, scores = rng.uniform(size=size), rng.uniform(size=size)
-    return Judged(confidences, rng.uniform(size=size) < confidences, scores, rng.uniform(size=size) < scores**0.25)
+    return Judged(
+        confidences, rng.uniform(size=size) < confidences**0.25, scores, rng.uniform(size=size) < scores**0.25
+    )
 
 
 def test_thresholds_keep_the_precision_on_other_questions() -> None:
-    """20 pairs of halves: the bound holds nearly always, and the share itself as threshold would fail half the time."""
+    """Of 20 draws nearly all: a threshold by the share itself instead of its bound would miss it in about half."""
     kept = []
     for seed in range(20):
-        thresholds = choose_thresholds(judged(seed, 1000), 0.9)
-        right, answered = judged(seed + 1000).outcome(*thresholds)
+        chosen = choose_thresholds(judged(seed, 1000), 0.9)
+        right, answered = judged(seed + 1000).outcome(chosen.min_confidence, chosen.min_score)
         assert answered > 100
         kept.append(right / answered >= 0.9)
     assert sum(kept) >= 16
@@ -77,14 +79,24 @@ def test_thresholds_keep_the_precision_on_other_questions() -> None:
 
 def test_lower_thresholds_would_miss_the_precision() -> None:
     held_out = judged(0)
-    min_confidence, min_score = choose_thresholds(held_out, 0.9)
-    assert lower_bound(*held_out.outcome(min_confidence, min_score)) >= 0.9
-    lower = max(c for c in held_out.confidences if c < min_confidence)
-    assert lower_bound(*held_out.outcome(float(lower), min_score)) < 0.9
+    chosen = choose_thresholds(held_out, 0.9)
+
+    def below(values: np.ndarray, threshold: float) -> float:
+        return float(max(value for value in values if value < threshold))
+
+    confidence, score, added = chosen.min_confidence, chosen.min_score, chosen.min_added_score
+    pairs = [(confidence, math.inf), (confidence, score), (math.inf, added)]
+    assert all(lower_bound(*held_out.outcome(*pair)) >= 0.9 for pair in pairs)
+    lower = [
+        (below(held_out.confidences, confidence), math.inf),
+        (confidence, below(held_out.scores, score)),
+        (math.inf, below(held_out.scores, added)),
+    ]
+    assert all(lower_bound(*held_out.outcome(*pair)) < 0.9 for pair in lower)
 
 
 def test_too_few_held_out_questions_answer_nothing() -> None:
     certain = np.ones(20)
     held_out = Judged(certain, certain > 0, certain, certain > 0)
-    assert choose_thresholds(held_out, 0.97) == (math.inf, math.inf)
+    assert choose_thresholds(held_out, 0.97) == Thresholds(math.inf, math.inf, math.inf)
     assert held_out.outcome(math.inf, math.inf) == (0, 0)

@@ -24,6 +24,7 @@ from examples.customer_service.encoder import Encoder
 from examples.customer_service.evaluate import evaluate
 from examples.customer_service.matcher import MATCH, OTHER, write_pairs
 from examples.customer_service.options import EvaluateOptions
+from examples.customer_service.thresholds import Thresholds
 from examples.customer_service.train import judge
 
 NEW = "do you sell gift vouchers"
@@ -39,7 +40,7 @@ def assistant(out: Path, tmp_path: Path) -> Assistant:
     """With an answer base of its own, which answers by intent, or what it finds similar."""
     copy = tmp_path / "app"
     shutil.copytree(out, copy, symlinks=True)
-    replace(Application.read(copy), min_score=0.9, min_confidence=0.0).write(copy)
+    replace(Application.read(copy), thresholds=Thresholds(0.0, 0.9, 0.9)).write(copy)
     return Assistant(copy, {"days": "3"})
 
 
@@ -53,7 +54,7 @@ def test_most_test_questions_are_answered_and_right(out: Path) -> None:
     measured = evaluate(EvaluateOptions(str(out)))
     assert measured.accuracy > 0.9, measured  # three intents: 1/3 by chance
     assert measured.coverage > 0.5 and measured.precision >= 0.9
-    assert measured.auroc is None
+    assert measured.auroc_confidence is None
     assert f"| {measured.accuracy:.3f} |" in measured.table()
 
 
@@ -63,7 +64,7 @@ def test_what_is_measured_is_what_the_service_does(out: Path) -> None:
     encoder = Encoder(out / application.intents_run)
     test = read_csv(split_file(out, "test"))
     judged = judge(test, encoder, AnswerBase(Database(out / FILE), encoder), None)
-    right, answered = judged.outcome(application.min_confidence, application.min_score)
+    right, answered = judged.outcome(application.thresholds.min_confidence, application.thresholds.min_score)
     measured = evaluate(EvaluateOptions(str(out)))
     assert measured.coverage == pytest.approx(answered / len(test))
     assert measured.precision == pytest.approx(right / answered)
@@ -98,7 +99,7 @@ def test_a_question_is_answered_with_its_slots_and_its_source(client: Client) ->
 
 
 def test_an_unsure_question_goes_to_a_person(assistant: Assistant) -> None:
-    assistant.application = replace(assistant.application, min_confidence=math.inf, min_score=math.inf)
+    assistant.application = replace(assistant.application, thresholds=Thresholds(*[math.inf] * 3))
     reply = assistant.answer("please cancel my order")
     assert reply.decision.route == "person" and reply.answer is None
 

@@ -22,10 +22,14 @@ async function call(method, path, body) {
   return result;
 }
 
+function showEnd() {
+  byId("messages").scrollTop = byId("messages").scrollHeight;
+}
+
 function say(className, text) {
   const item = element("li", className, text);
   byId("messages").append(item);
-  item.scrollIntoView({ block: "end" });
+  showEnd();
   return item;
 }
 
@@ -55,7 +59,7 @@ async function ask(event) {
     const item = say(`told ${reply.route}`, "");
     item.append(...(reply.route === "person" ? ["I pass this on to a colleague, who will write to you."] : filled(reply)));
     item.append(element("p", "why", reason(reply)));
-    item.scrollIntoView({ block: "end" });
+    showEnd();
     await showLog();
   } catch (error) {
     say("told failed", error.message);
