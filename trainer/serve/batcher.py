@@ -69,6 +69,10 @@ class Batcher:
 
     def _work(self, worker: int) -> None:
         while batch := self._take():
+            # Nobody waits for an input whose request has timed out.
+            batch = [item for item in batch if item.result.set_running_or_notify_cancel()]
+            if not batch:
+                continue
             self.metrics.batches.observe(len(batch))
             self.metrics.padded.inc(len(batch) * max(item.length for item in batch) - sum(i.length for i in batch))
             try:
@@ -99,8 +103,7 @@ class Batcher:
             self._waiting = [item for item in self._waiting if id(item) not in taken]
             if self._waiting:
                 self._changed.notify()
-        started = [item for item in chosen if item.result.set_running_or_notify_cancel()]
-        return started or self._take()
+        return chosen
 
     def _expire(self) -> None:
         """Answer what has waited for too long, and drop what nobody waits for."""

@@ -55,7 +55,7 @@ class ServeConfig(Limits):
     port: Annotated[int, Field(ge=0, lt=2**16)] = 8000
     """TCP port; 0 takes a free one."""
     workers: Count = 1
-    """Threads that compute, each with a copy of the network; one a device."""
+    """Threads that compute batches side by side, each with a copy of the network."""
     max_batch: Count = 32
     """Inputs in one batch; 1 turns batching off."""
     max_wait_ms: NonNegative = 2.0

@@ -63,14 +63,16 @@ class Guard:
                     headers["connection"] = "close"
             await send(message)
 
-        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        refusal = self._refusal(scope, Headers(scope=scope))
         try:
             await (refusal or self.app)(scope, receive, send_with_headers)
         finally:
             self._record(scope, status, time.perf_counter() - start)
 
-    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         """The answer to a request that goes no further."""
+        if scope["http_version"] not in ("1.0", "1.1"):
+            return _error(400, "only the versions 1.0 and 1.1 of HTTP are spoken here", {"connection": "close"})
         if "transfer-encoding" in headers and "content-length" in headers:
             # A proxy that believes the one, before a server that believes the other, lets a second request through.
             return _error(400, "Content-Length and Transfer-Encoding exclude each other", {"connection": "close"})
@@ -79,7 +81,7 @@ class Guard:
             # Another site can give its own name the address 127.0.0.1, and its pages could read the answers.
             return _error(421, "this server listens on the loopback interface; its host is localhost or 127.0.0.1")
         key = self.service.api_key
-        if key is not None and path in KEY_ROUTES:
+        if key is not None and scope["path"] in KEY_ROUTES:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             is_right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), key.encode())
             if scheme.lower() != "bearer" or not is_right:

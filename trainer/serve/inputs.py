@@ -139,6 +139,8 @@ def _check_pixels(number: int, encoded: bytes, most: int) -> None:
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise RequestProblem(413, f"input {number}: has far more pixels than {most}, which is the most") from error
     except Exception as error:  # as above
         raise RequestProblem(422, f"input {number}: not an image in {', '.join(FORMATS)}") from error
     if width * height > most:

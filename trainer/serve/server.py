@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
 import socket
+import struct
 import sys
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,8 @@ BACKLOG = 2048
 MAX_HEAD_BYTES = 2**14
 # Between the end of listening and that of idle connections: what was accepted last has time to send its request.
 SETTLE_S = 0.3
+SO_ATTACH_FILTER = 26  # of Linux; the module socket has no name for it
+RETURN_NOTHING = (0x06, 0, 0, 0)  # BPF: keep 0 bytes of the packet, which drops it
 
 
 def serve(config: ServeConfig) -> int:
@@ -36,7 +42,10 @@ def serve(config: ServeConfig) -> int:
     service = Service(config, read_key(config))
     listener = _listen(config)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its lines about its own start and end
+    # uvicorn's lines about its own start and end, and what is wrong with the bodies that clients send.
+    for name in ("uvicorn", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if not is_loopback(config.host) and service.api_key is None:
         print(
             f"warning: host={config.host}: anyone who reaches it can use it; api_key_file=FILE asks for a key",
@@ -78,14 +87,18 @@ class Server:
     def __init__(self, service: Service, folder: Path, listener: socket.socket) -> None:
         self.service, self.folder, self.listener = service, folder, listener
         self.failure: BaseException | None = None
+        self._drain: asyncio.Task[None] | None = None  # the loop itself keeps only a weak reference
         config = service.config
         app = build_app(service)
         app.router.lifespan_context = self._lifespan
-        http = type("BoundProtocol", (Protocol,), {"limits": config, "metrics": service.metrics})
+        # uvicorn makes one for each connection, and hands over nothing of ours.
+        self.protocol: type[Protocol] = type(
+            "BoundProtocol", (Protocol,), {"limits": config, "metrics": service.metrics}
+        )
         self.uvicorn = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=http,
+                http=self.protocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -130,7 +143,7 @@ class Server:
             await watch(self.service, self.folder, found)
 
     def _on_signal(self, number: int) -> None:
-        if self.service.draining:
+        if self._drain is not None:
             # The second one ends the process at once, as that signal does by default.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -140,10 +153,34 @@ class Server:
     async def _end_in_order(self) -> None:
         """Answer what still comes, close the door, and let uvicorn finish what is under way."""
         await asyncio.sleep(self.service.config.drain_s)
+        refuse_handshakes(self.listener)
+        await self._accept_rest()
         for each in self.uvicorn.servers:
             each.close()
         await asyncio.sleep(SETTLE_S)
         self.uvicorn.should_exit = True
+
+    async def _accept_rest(self) -> None:
+        """Take the connections that the kernel has accepted; the end of listening would reset them."""
+        server = self.uvicorn
+        protocol = partial(self.protocol, server.config, server.server_state, server.lifespan.state)
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except BlockingIOError:
+                return
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
+
+
+def refuse_handshakes(listener: socket.socket) -> None:
+    """Let the kernel drop what would open a connection, so that none is between `accept` and the end of listening.
+
+    The client's kernel tries again after a second, and finds the port closed. Where this is not Linux, a connection of
+    that moment is reset.
+    """
+    code = ctypes.create_string_buffer(struct.pack("HBBI", *RETURN_NOTHING))
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(code)))
 
 
 def _title(model: ServedModel) -> str:

@@ -85,7 +85,7 @@ class Service:
         waiting = asyncio.gather(*(asyncio.wrap_future(item.result) for item in items))
         try:
             return await asyncio.wait_for(waiting, self.config.request_s)
-        except TimeoutError as error:  # the items are cancelled with `waiting`
+        except TimeoutError as error:
             raise RequestProblem(504, f"no result within {self.config.request_s:g} s") from error
         except RequestProblem:
             raise
@@ -93,3 +93,6 @@ class Service:
             self.metrics.errors.labels("model").inc()
             LOG.exception("a batch failed")
             raise RequestProblem(500, "the model failed on this request; the server's log has the reason") from error
+        finally:
+            for item in items:  # those that have no result yet need none
+                item.result.cancel()
