@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 from servers import Answer, RunningServer, multipart, read_all, serving
 
+# The first test of a module trains and exports, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(1200)
+
 MANY = "word " * 5000
 GOOD_TEXT = {"text": "the film was bright"}
 HEAD = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

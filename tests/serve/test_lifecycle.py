@@ -24,6 +24,9 @@ from watching import wait_until
 from trainer.export import load
 from trainer.serve.server import SETTLE_S
 
+# The first test of a module trains and exports, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(1200)
+
 TEXTS = [" ".join(["film"] * length) for length in (1, 3, 9, 30)]
 CLIENTS = 8
 PATIENT = ["queue_s=60", "request_s=60"]  # on a machine that does much else

@@ -23,6 +23,9 @@ from watching import wait_until
 from trainer.cli import main
 from trainer.export import ExportedModel, load
 
+# The first test of a module trains and exports, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(1200)
+
 TEXTS = ["the film was bright", "dull", "we saw it in town and it was a day with them", "the the the the"]
 # Long enough to fill a batch on any machine.
 FULL = ["max_wait_ms=2000", "max_batch=16"]
