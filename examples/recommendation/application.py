@@ -98,7 +98,8 @@ class Recommender:
     def __init__(self, application: Application, catalogue: Catalogue, vectors: np.ndarray) -> None:
         self.application, self.catalogue = application, catalogue
         self.space = ItemSpace(vectors, catalogue.genres)
-        self.statistics = Statistics.before(catalogue.interactions, np.inf, len(catalogue.ids))
+        now = float(catalogue.interactions.times.max()) + 1.0
+        self.statistics = Statistics.before(catalogue.interactions, now, len(catalogue.ids))
         self.numbers = {item: number for number, item in enumerate(catalogue.ids)}
         order = np.argsort(-self.statistics.likes, kind="stable")
         self.popularity_rank = np.empty(len(order), dtype=np.int64)
@@ -116,6 +117,8 @@ class Recommender:
         features = self.space.features(np.asarray(history), self.statistics)
         ranker = self.application.ranker
         parts = ranker.parts(features)
+        # What raises a score only because there is little of it, such as few users, is no reason to show.
+        raising = np.where(features.values > np.array(ranker.mean), parts, 0.0)
         chosen = ranker.order(features)[:k]
         logits = parts.sum(1) + ranker.intercept
         return [
@@ -124,7 +127,7 @@ class Recommender:
                 score=float(1 / (1 + np.exp(-logits[row]))),
                 reasons=self._reasons(
                     int(features.candidates[row]),
-                    dict(zip(FEATURES, parts[row], strict=True)),
+                    dict(zip(FEATURES, raising[row], strict=True)),
                     int(features.nearest[row]),
                     int(features.liked_with[row]),
                 ),
@@ -133,7 +136,7 @@ class Recommender:
         ]
 
     def _reasons(self, item: int, parts: dict[str, float], nearest: int, liked_with: int) -> list[str]:
-        """What raised an item, by how much: features of one kind are one reason, those that lowered it are none."""
+        """What raised an item, most first. Args: parts: of the logit, by feature; 0 or less is no reason."""
         texts, statistics = self.catalogue.texts, self.statistics
         cosine = float(self.space.vectors[item] @ self.space.vectors[nearest])
         likes, recent = int(statistics.likes[item]), int(statistics.recent_likes[item])

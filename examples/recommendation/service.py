@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,8 @@ def serve(options: ServeOptions) -> None:
             print(f"host={options.host}: other machines can reach the page, which has no login")
         print(f"http://{options.host}:{listening.getsockname()[1]}", flush=True)
         config = uvicorn.Config(make_app(recommender, options.host), log_level="warning", server_header=False)
-        uvicorn.Server(config).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def _add_catalogue(app: FastAPI, recommender: Recommender) -> None:

@@ -78,7 +78,7 @@ def test_the_ranker_without_text_gives_the_encoder_no_weight(out: Path) -> None:
 
 
 def test_a_list_has_reasons_that_are_true(recommender: Recommender, client: httpx.Client) -> None:
-    catalogue, statistics = recommender.catalogue, recommender.statistics
+    catalogue, events = recommender.catalogue, recommender.catalogue.interactions
     history = client.get("/users/7").json()["items"]
     asked = {"history": [each["item"] for each in history], "k": 8}
     listed = client.post("/recommendations", json=asked).json()
@@ -97,12 +97,11 @@ def test_a_list_has_reasons_that_are_true(recommender: Recommender, client: http
                 assert catalogue.texts[numbers[int(cosines.argmax())]] == found[1]
                 assert float(found[2]) == pytest.approx(cosines.max(), abs=0.006)
                 seen.add("text")
-            elif found := re.fullmatch(r"number ([\d,]+) in popularity, ([\d,]+) users", reason):
-                likes = int((catalogue.interactions.items == number).sum())
-                assert int(found[2].replace(",", "")) == likes
-                assert int(found[1].replace(",", "")) > (statistics.likes > likes).sum()
-                seen.add("popularity")
-    assert seen == {"text", "popularity"}
+            elif found := re.fullmatch(r"([\d,]+) users in the last 180 days", reason):
+                newest = events.times.max() - 180 * 86_400
+                assert int(found[1].replace(",", "")) == ((events.items == number) & (events.times > newest)).sum()
+                seen.add("recency")
+    assert seen == {"text", "recency"}
 
 
 def test_an_item_is_found_by_its_words(client: httpx.Client) -> None:

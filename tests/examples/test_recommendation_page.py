@@ -25,6 +25,8 @@ def test_a_history_gives_a_list_with_reasons(tmp_path: Path) -> None:
             url = serving.stdout.readline().strip()
             assert url.startswith("http://127.0.0.1:")
             with headless_browser(tmp_path) as browser:
+                browser.open("about:blank")
+                browser.requests()
                 browser.open(url)
                 browser.wait_for("return document.getElementById('status').textContent.includes('400 items')")
                 browser.run("document.getElementById('user').click()")

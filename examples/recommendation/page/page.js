@@ -70,7 +70,7 @@ async function changed() {
       const row = element("li");
       const reasons = element("ul");
       reasons.append(...each.reasons.map((reason) => element("li", reason)));
-      const score = element("span", each.score.toFixed(2), "score");
+      const score = element("span", `${(100 * each.score).toFixed(1)}%`, "score");
       score.title = "probability by the ranker";
       row.append(score, element("span", each.text), reasons);
       return row;
