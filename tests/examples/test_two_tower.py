@@ -124,7 +124,7 @@ def test_the_first_step_is_that_of_plain_autograd(folder: Path, cuts: Cuts) -> N
     loss = loss_by_hand(vectors, [targets[n] for n in chosen], [histories[n] for n in chosen], shares)
     loss.backward()
 
-    assert losses_of(run)[0] == pytest.approx(float(loss), abs=1e-5)
+    assert losses_of(run)[0] == pytest.approx(loss.item(), abs=1e-5)
     moved = 0.0
     for name, parameter in tower.named_parameters():
         step = after[f"model.items.{name}"] - before[f"model.items.{name}"]
