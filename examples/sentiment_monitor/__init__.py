@@ -1,0 +1,1 @@
+"""Sentiment and topic of financial headlines, and alerts on a surge of negative ones."""

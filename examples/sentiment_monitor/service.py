@@ -1,0 +1,136 @@
+"""The live page, and the addresses behind it. It listens on 127.0.0.1 unless host= says otherwise, and asks no one."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from examples.sentiment_monitor.application import opened
+from examples.sentiment_monitor.delivery import Send, deliver, message_of
+from examples.sentiment_monitor.monitor import Monitor
+from examples.sentiment_monitor.options import GENERATED, ServeOptions
+from examples.sentiment_monitor.settings import OTHER
+from examples.sentiment_monitor.training import TrainedModel
+from trainer import UserError
+
+PAGE = Path(__file__).with_name("page.html")
+MAX_BODY_BYTES = 8 * 2**20
+MAX_HEADLINES = 1000
+# The page shows that many windows at most.
+SHOWN_WINDOWS = 500
+DELIVERS_EVERY_S = 1.0
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve until SIGINT or SIGTERM. Raises: UserError: an option, the model or the store; the port is taken."""
+    monitor, targets = opened(options)
+    trained_on = TrainedModel.read(options.out).data
+    try:
+        listening = socket.create_server((options.host, options.port))
+    except OSError as error:
+        raise UserError(f"port={options.port}: cannot listen on {options.host}: {error.strerror}") from error
+    print(f"http://{options.host}:{listening.getsockname()[1]}/", flush=True)
+    config = uvicorn.Config(application(monitor, targets, trained_on), log_level="warning")
+    uvicorn.Server(config).run(sockets=[listening])
+    return 0
+
+
+def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str) -> FastAPI:
+    """The addresses. Args: trained_on: the data that the model learned from."""
+    store, settings = monitor.store, monitor.settings
+    scoring = threading.Lock()  # one batch at a time: the model has all threads that it may use
+
+    @asynccontextmanager
+    async def deliveries(_: FastAPI) -> AsyncIterator[None]:
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.wait(DELIVERS_EVERY_S):
+                deliver(store, targets)
+
+        thread = threading.Thread(target=run, name="deliveries", daemon=True)
+        thread.start()
+        yield
+        ended.set()
+
+    app = FastAPI(title="Sentiment monitor", lifespan=deliveries, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def with_headers(request: Request, call_next: Any) -> Response:
+        response = await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.get("/")
+    def page() -> Response:
+        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8")
+
+    @app.get("/state")
+    def state() -> dict[str, Any]:
+        """All that the page draws but the headlines."""
+        series = store.series()
+        starts = sorted({row["start_s"] for row in series})[-SHOWN_WINDOWS:]
+        generated = store.read("SELECT 1 FROM headlines WHERE origin = ? LIMIT 1", GENERATED)
+        return {
+            "window_s": settings.window_s,
+            "topics": [*settings.topics, OTHER],
+            "series": [row for row in series if starts and row["start_s"] >= starts[0]],
+            "alerts": [message_of(alert) for alert in reversed(store.alerts())],
+            "undelivered": store.undelivered(),
+            "false_alarms_per_year": settings.false_alarms_per_year,
+            "model_from_generated": trained_on == GENERATED,
+            "has_generated": bool(generated),
+        }
+
+    @app.get("/headlines")
+    def headlines(topic: str, start_s: int) -> list[dict[str, Any]]:
+        """The headlines behind a point."""
+        return store.headlines_of(topic, start_s)
+
+    @app.post("/headlines")
+    async def add(records: Annotated[list[Any], Depends(_records)]) -> dict[str, Any]:
+        """Score and store; the answer comes after the commit."""
+
+        def run() -> dict[str, Any]:
+            with scoring:
+                outcome = monitor.add(records, origin="http")
+            return {**asdict(outcome), "alerts": [message_of(alert) for alert in outcome.alerts]}
+
+        return await run_in_threadpool(run)
+
+    return app
+
+
+async def _records(request: Request) -> list[Any]:
+    """The records of a body {"headlines": [...]}. Raises: HTTPException: it is too large or not of that form."""
+    # A page of another site can send a form or plain text without asking; it cannot send this type.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "Content-Type: application/json is expected")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"a body has at most {MAX_BODY_BYTES >> 20} MiB")
+    try:
+        records = json.loads(body)["headlines"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise HTTPException(422, 'a JSON object {"headlines": [...]} is expected') from error
+    if not isinstance(records, list) or len(records) > MAX_HEADLINES:
+        raise HTTPException(422, f"headlines: a list of at most {MAX_HEADLINES} is expected")
+    return records
