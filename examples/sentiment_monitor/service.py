@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Mapping
@@ -29,6 +30,7 @@ MAX_HEADLINES = 1000
 # The page shows that many windows at most.
 SHOWN_WINDOWS = 500
 DELIVERS_EVERY_S = 1.0
+SHUTDOWN_S = 10
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -46,7 +48,10 @@ def serve(options: ServeOptions) -> int:
     except OSError as error:
         raise UserError(f"port={options.port}: cannot listen on {options.host}: {error.strerror}") from error
     print(f"http://{options.host}:{listening.getsockname()[1]}/", flush=True)
-    config = uvicorn.Config(application(monitor, targets, trained_on), log_level="warning")
+    app = application(monitor, targets, trained_on)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_S)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # uvicorn takes them while it serves, and raises them again at its end
     uvicorn.Server(config).run(sockets=[listening])
     return 0
 

@@ -59,7 +59,7 @@ def first_problem(error: ValidationError) -> str:
     """Key, value and reason of the first problem that pydantic has found, on one line."""
     problem = error.errors()[0]
     key = ".".join(map(str, problem["loc"]))
-    return f"{key}={str(problem['input'])[:80]!r}: {problem['msg']}" if key else problem["msg"]
+    return f"{key}={str(problem['input'])[:80]}: {problem['msg']}" if key else problem["msg"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The monitor with a small trained model: files in, one store, alerts out, also when it is killed; what it refuses."""
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -9,13 +10,14 @@ import sqlite3
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from watching import wait_until
+
 from examples.sentiment_monitor import delivery, headlines
 from examples.sentiment_monitor.__main__ import main
 from examples.sentiment_monitor.generated import Stream, stream_rows, write_stream
@@ -23,25 +25,15 @@ from examples.sentiment_monitor.monitor import Monitor
 from examples.sentiment_monitor.settings import DEFAULT, Settings, Topics, read_settings
 from examples.sentiment_monitor.store import Store
 from examples.sentiment_monitor.training import TrainedModel
-from watching import wait_until
 
 STREAM = Stream(num_windows=34, surge_factor=5.0, surge_windows=6)
-HISTORY = "history_windows: 24"
-TRAIN = ["train", "model=bert_tiny", "export=false", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model, settings with a short history, a stream, and the store of one run over it."""
-    folder = tmp_path_factory.mktemp("monitor")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main([*TRAIN, "trainer.enable_progress_bar=false"]) == 0
-        config = DEFAULT.read_text().replace("history_windows: 168", HISTORY)
-        assert HISTORY in config
-        (folder / "monitor.yaml").write_text(config)
-        write_stream(folder / "stream.csv", STREAM)
-    return folder
+def folder(sentiment_folder: Path) -> Path:
+    """The model, settings with a short history, and a stream."""
+    write_stream(sentiment_folder / "stream.csv", STREAM)
+    return sentiment_folder
 
 
 @pytest.fixture
@@ -117,7 +109,7 @@ def test_a_stream_is_stored_counted_and_its_surge_is_found(scored: Path, setting
     assert len(stored["file"]) == len(alerts)
     # The cool-down: alerts of a topic are at least that far apart.
     times = [alert.raised_s for alert in surge]
-    assert all(after - before >= settings.cool_down_s for before, after in zip(times, times[1:], strict=False))
+    assert all(after - before >= settings.cool_down_s for before, after in itertools.pairwise(times))
 
 
 def test_a_replay_changes_nothing(scored: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -269,8 +261,11 @@ def test_bad_rows_are_skipped_with_a_count(out: Path, tmp_path: Path, capsys) ->
     good = ["a", time_s, "Polar Oil: profit rose"]
     file = write_rows(
         tmp_path / "bad.csv",
-        [good, good, ["b", "yesterday", "x"], ["c", "2999-01-01", "x"], ["d", "1970-01-02", "x"], ["e", time_s, "  "]]
-        + [["f", time_s, "x" * 1_000_000], ["g", "nan", "x"], ["h", "1e400", "x"], ["i", time_s], [], ["a", time_s, "other"]],
+        [
+            good, good, ["b", "yesterday", "x"], ["c", "2999-01-01", "x"], ["d", "1970-01-02", "x"],
+            ["e", time_s, "  "], ["f", time_s, "x" * 1_000_000], ["g", "nan", "x"], ["h", "1e400", "x"], ["i", time_s],
+            [], ["a", time_s, "other"],
+        ],
     )  # fmt: skip
     with file.open("ab") as append:
         append.write(b"j,2026-01-05T10:00:00,Gulfstream Gas: Erl\xf6se fell\n")
@@ -285,11 +280,11 @@ def test_bad_rows_are_skipped_with_a_count(out: Path, tmp_path: Path, capsys) ->
 
 
 def test_lines_of_standard_input(out: Path, monkeypatch, capsys) -> None:
-    lines = ["Veda Pharma: profit fell", '{"headline": "Polar Oil: profit rose", "published": 1767225600}', "{broken", "[1]"]
-    lines += ["", "Veda Pharma: profit fell", '{"headline": 3}', '{"headline": null}', "{" * 100_000]
+    lines = ["Veda Pharma: profit fell", '{"headline": "Polar Oil: profit rose", "published": 1767225600}']
+    lines += ["{broken", "[1]", "", "Veda Pharma: profit fell", '{"headline": 3}', '{"headline": null}', "{" * 20_000]
     for _ in range(2):  # the time of a line without one is the time of its first reading
         reading, writing = os.pipe()
-        os.write(writing, "\n".join(lines).encode()[:60_000])
+        os.write(writing, "\n".join(lines).encode())
         os.close(writing)
         with os.fdopen(reading) as stdin:
             monkeypatch.setattr(sys, "stdin", stdin)
@@ -300,7 +295,8 @@ def test_lines_of_standard_input(out: Path, monkeypatch, capsys) -> None:
 
 
 FEED = """<?xml version="1.0"?><rss version="2.0"><channel><title>Wire</title>
-<item><guid>1</guid><title>Polar Oil: profit &amp; sales fell</title><pubDate>Mon, 05 Jan 2026 10:00:00 GMT</pubDate></item>
+<item><guid>1</guid><title>Polar Oil: profit &amp; sales fell</title>
+<pubDate>Mon, 05 Jan 2026 10:00:00 GMT</pubDate></item>
 <item><guid>2</guid><title>Veda Pharma: profit rose</title></item>{more}</channel></rss>"""
 
 
@@ -308,7 +304,7 @@ def test_a_feed_is_read_and_a_hostile_one_is_not(out: Path, tmp_path: Path, caps
     feed = tmp_path / "wire.xml"
     feed.write_text(FEED.format(more="<item><guid>3</guid></item>"))
     assert score(out, feed) == 0
-    assert "2 headlines stored, 0 already known, 0 late, 1 skipped (1 headline is not text)" in capsys.readouterr().out
+    assert "2 headlines stored, 0 already known, 0 late, 1 skipped (1 no headline)" in capsys.readouterr().out
     rows = Store(out / "monitor.sqlite", 3600).read("SELECT text, origin, topic FROM headlines ORDER BY text")
     assert [tuple(row.values()) for row in rows] == [
         ("Polar Oil: profit & sales fell", "Wire", "energy"),
@@ -344,10 +340,15 @@ def refused(words: list[str], part: str, capsys) -> None:
         (b"headline\n\x00\x00", "is not UTF-8 text"),
     ],
 )
-def test_files_that_are_refused(content: bytes, part: str, out: Path, tmp_path: Path, capsys) -> None:
+def test_contents_that_are_refused(content: bytes, part: str, out: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "file.csv"
     file.write_bytes(content)
     refused(["score", f"input={file}", f"out={out}"], part, capsys)
+
+
+def test_files_that_are_refused(out: Path, capsys) -> None:
+    refused(["score", "input=none.csv", f"out={out}"], "input=none.csv: no such file", capsys)
+    refused(["score", "input=a.pdf", f"out={out}"], "possible are files of", capsys)
 
 
 @pytest.mark.parametrize(
@@ -355,8 +356,6 @@ def test_files_that_are_refused(content: bytes, part: str, out: Path, tmp_path: 
     [
         (["scoer"], "scoer: no such verb; possible: train"),
         (["score"], "input: is required"),
-        (["score", "input=none.csv"], "no such file"),
-        (["score", "input=a.pdf"], "possible are files of"),
         (["serve", "port=x"], "port=x: a whole number"),
         (["serve", "port=70000"], "port=70000: 0 to 65535"),
         (["serve", "prot=1"], "prot=1: no such key; possible: out, host, port"),
@@ -371,24 +370,22 @@ def test_files_that_are_refused(content: bytes, part: str, out: Path, tmp_path: 
     ],
 )
 def test_words_that_are_refused(words: list[str], part: str, in_directory: Path, capsys) -> None:
-    if words == ["score", "input=none.csv"]:
-        (in_directory / "o").mkdir()
-    refused(words, part if words[1:] != ["input=none.csv"] else "", capsys)
+    refused(words, part, capsys)
 
 
 @pytest.mark.parametrize(
-    ("change", "part"),
+    ("old", "new", "part"),
     [
-        (("size: 20.0", "size: -1"), "size='-1'"),
-        (("size: 20.0", "sise: 20.0"), "sise"),
-        (("banks: [", "banks: x ["), "cannot be read"),
-        (("window_s: 3600", "window_s: 1"), "window_s"),
+        ("size: 20.0", "size: -1", "size=-1: Input should be greater than 0"),
+        ("size: 20.0", "sise: 20.0", "sise"),
+        ("banks: [", "banks: [[", "cannot be read"),
+        ("window_s: 3600", "window_s: 1", "window_s=1: Input should be greater"),
     ],
 )
-def test_settings_that_are_refused(change: tuple[str, str], part: str, tmp_path: Path, capsys) -> None:
+def test_settings_that_are_refused(old: str, new: str, part: str, tmp_path: Path, capsys) -> None:
     file = tmp_path / "monitor.yaml"
-    file.write_text(DEFAULT.read_text().replace(*change))
-    refused(["serve", f"config={file}"], part.replace("'-1'", "'-1'") if "'" not in part else "size", capsys)
+    file.write_text(DEFAULT.read_text().replace(old, new))
+    refused(["serve", f"config={file}"], part, capsys)
 
 
 def test_a_store_of_another_window_length_is_refused(scored: Path, tmp_path: Path, capsys, monkeypatch, folder) -> None:
@@ -421,10 +418,3 @@ def test_calibrate_prints_what_the_store_shows(scored: Path, folder: Path, monke
     assert main(["calibrate", f"out={scored}", "config=monitor.yaml"]) == 0
     printed = capsys.readouterr().out
     assert "banks: " in printed and "95 % interval" in printed and "other: no negative headline" in printed
-
-
-def test_the_page_shows_nothing_but_its_own(folder: Path) -> None:
-    page = DEFAULT.with_name("page.html").read_text()
-    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
-    assert "innerHTML" not in page
-    assert urllib.request  # used by the service's tests

@@ -1,10 +1,11 @@
-"""The rule of an alert: its p-value by enumeration, its rate of false alarms by simulation, and its estimate of the size."""
+"""The rule of an alert: its p-value by enumeration, its false alarms by simulation, its estimate of the size."""
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from examples.sentiment_monitor.settings import DEFAULT, read_settings
 from examples.sentiment_monitor.surge import SurgeRule, estimated_size
-from scipy import stats
 
 RULE = SurgeRule(false_alarm_rate=0.005, size=8.0, history_windows=24, min_count=1)
 MEAN = 4.0
@@ -34,7 +35,7 @@ def test_the_threshold_is_the_smallest_count_that_is_rare_enough() -> None:
 
 
 def measured_false_alarms(rule: SurgeRule, size: float, seed: int) -> int:
-    """Quiet streams with an alert in the window after the history; one stream a row, without the formulas of the rule."""
+    """Of NUM_STREAMS quiet streams, those with an alert in the window after the history."""
     rng = np.random.default_rng(seed)
     rates = rng.gamma(size, MEAN / size, (NUM_STREAMS, rule.history_windows + 1))
     counts = rng.poisson(rates)
