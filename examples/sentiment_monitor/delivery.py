@@ -28,7 +28,7 @@ FIRST_WAIT_S = 1.0
 LEASE_S = 2 * TIMEOUT_S
 _KEY = "topic = ? AND start_s = ? AND target = ?"
 
-# Delivers an alert. Raises: OSError: it did not arrive.
+# Delivers an alert. Raises: OSError, HTTPException, ValueError: it did not arrive.
 Send = Callable[[Mapping[str, Any]], None]
 
 
@@ -97,7 +97,7 @@ def _attempt(store: Store, row: Mapping[str, Any], message: Mapping[str, Any], s
             raise OSError(row["error"] or "the process ended during the last attempt")
         send(message)
         state, error = "done", ""
-    except (OSError, http.client.HTTPException) as reason:
+    except (OSError, http.client.HTTPException, ValueError) as reason:
         state, error = "given up", f"{type(reason).__name__}: {reason}"[:200]
         if attempts < MAX_ATTEMPTS:
             state, wait_s = "waiting", FIRST_WAIT_S * 2 ** (attempts - 1)
@@ -131,7 +131,7 @@ def append_once(file: Path, message: Mapping[str, Any]) -> None:
     file.touch()
     text = file.read_text(encoding="utf-8")
     lines = [line for line in text.split("\n") if line.startswith("{") and line.endswith("}")]
-    if message["id"] not in {json.loads(line)["id"] for line in lines}:
+    if message["id"] not in {json.loads(line).get("id") for line in lines}:
         begin = "" if text.endswith("\n") or not text else "\n"  # a line that a crash has cut
         with file.open("ab", buffering=0) as out:
             out.write(f"{begin}{json.dumps(message)}\n".encode())

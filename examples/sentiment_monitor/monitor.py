@@ -15,7 +15,6 @@ from examples.sentiment_monitor.store import Alert, Scored, Store, insert, inser
 
 # Texts in, a mapping with label and probability for each out: what trainer.load and trainer.export.load return.
 Model = Callable[[list[str]], Sequence[Mapping[str, Any]]]
-SENTIMENTS = ("positive", "neutral", "negative")
 
 
 @dataclass

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from examples.sentiment_monitor.application import opened
@@ -67,7 +68,8 @@ def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str) 
 
         def run() -> None:
             while not ended.wait(DELIVERS_EVERY_S):
-                deliver(store, targets)
+                with suppress(sqlite3.OperationalError):  # another process writes for long; the next round tries again
+                    deliver(store, targets)
 
         thread = threading.Thread(target=run, name="deliveries", daemon=True)
         thread.start()
@@ -104,7 +106,7 @@ def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str) 
         }
 
     @app.get("/headlines")
-    def headlines(topic: str, start_s: int) -> list[dict[str, Any]]:
+    def headlines(topic: str, start_s: Annotated[int, Query(ge=0, lt=2**53)]) -> list[dict[str, Any]]:
         """The headlines behind a point."""
         return store.headlines_of(topic, start_s)
 

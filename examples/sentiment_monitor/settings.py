@@ -46,13 +46,16 @@ def read_settings(file: Path) -> Settings:
     """Read a file. Raises: UserError: it is missing, no YAML, or a key is wrong."""
     try:
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return TypeAdapter(Settings).validate_python(content)
+        settings = TypeAdapter(Settings).validate_python(content)
     except FileNotFoundError as error:
         raise UserError(f"config={file}: no such file") from error
     except ValidationError as error:
         raise UserError(f"config={file}: {first_problem(error)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"config={file}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if OTHER in settings.topics:
+        raise UserError(f"config={file}: topics.{OTHER}: is the name of headlines without a topic; take another")
+    return settings
 
 
 def first_problem(error: ValidationError) -> str:

@@ -18,6 +18,7 @@ from trainer import UserError
 
 LOCK_WAIT_S = 30.0
 FORMAT = 1
+SENTIMENTS = ("positive", "neutral", "negative")
 SCHEMA = """
 CREATE TABLE store (window_s INTEGER NOT NULL);
 CREATE TABLE headlines (
@@ -167,7 +168,7 @@ def insert(db: sqlite3.Connection, scored: Scored) -> bool:
     row = f"INSERT INTO headlines ({', '.join(values)}) VALUES ({', '.join(f':{name}' for name in values)})"
     if db.execute(f"{row} ON CONFLICT DO NOTHING", values).rowcount == 0:
         return False
-    column = {"positive": "positive", "neutral": "neutral", "negative": "negative"}[scored.sentiment]
+    column = SENTIMENTS[SENTIMENTS.index(scored.sentiment)]  # a column, and nothing else that a model may return
     db.execute(
         f"INSERT INTO windows (topic, start_s, {column}) VALUES (?, ?, 1) "
         f"ON CONFLICT DO UPDATE SET {column} = {column} + 1",

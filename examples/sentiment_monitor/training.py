@@ -12,8 +12,9 @@ from typing import Any
 
 import trainer
 from examples.sentiment_monitor.generated import write_labelled
-from examples.sentiment_monitor.monitor import SENTIMENTS, Model
+from examples.sentiment_monitor.monitor import Model
 from examples.sentiment_monitor.options import GENERATED, TrainOptions
+from examples.sentiment_monitor.store import SENTIMENTS
 from trainer import UserError
 
 FILE = "model.json"
