@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -78,6 +79,7 @@ def latencies(address: str, questions: Sequence[str], clients: int) -> tuple[np.
 
 def measure(options: BenchmarkOptions) -> str:
     """The result as Markdown."""
+    load = os.getloadavg()[0]  # of other work, before the measurement adds its own
     application = Application.read(Path(options.out))
     evaluation = evaluate(EvaluateOptions(options.out, options.out_of_scope))
     questions = [row.question for row in read_csv(split_file(Path(options.out), "test"))]
@@ -96,7 +98,7 @@ def measure(options: BenchmarkOptions) -> str:
         f"- Command: `{COMMAND} out=FOLDER clients={options.clients} num_requests={options.num_requests}`",
         f"- Trained with data={source} model={trained.model} precision={trained.precision}; matcher in use: {matcher}",
         f"- Out of scope: {outside}",
-        *surroundings("one thread an operation, clients on the same machine", "torch", "transformers", "scikit-learn"),
+        *surroundings(f"clients on the same machine, load average {load:.1f}", "torch", "transformers", "scikit-learn"),
         "",
         evaluation.table(),
         f"| latency with {options.clients} clients: median, p95, p99, in ms | {p50:.0f}, {p95:.0f}, {p99:.0f} |",

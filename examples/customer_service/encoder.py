@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Encoder:
         self.run_dir, self.name = run_dir, run_dir.name
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.network = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
+        # A tokenizer raises "Already borrowed" if two threads use it at the same time.
+        self.tokenizing = threading.Lock()
         self.width: int = self.network.config.hidden_size
         names: dict[int, str] = self.network.config.id2label
         self.labels = [names[number] for number in range(len(names))]
@@ -56,7 +59,8 @@ class Encoder:
         for start in range(0, len(order), BATCH_SIZE):
             rows = order[start : start + BATCH_SIZE]
             texts = [questions[row] for row in rows]
-            inputs = self.tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
+            with self.tokenizing:
+                inputs = self.tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
             outputs = self.network(**inputs, output_hidden_states=True)
             mask = inputs["attention_mask"][..., None].float()
             means = (outputs.hidden_states[-1] * mask).sum(1) / mask.sum(1)

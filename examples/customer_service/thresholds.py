@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import beta
 
 CONFIDENCE = 0.95  # of the lower bound
+NUM_TRIED = 101  # values of each threshold
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,23 @@ class Thresholds:
 
 
 def choose_thresholds(held_out: Judged, precision: float) -> Thresholds:
-    """Each threshold as low as the precision allows: of the intents; of these and retrieval; of retrieval by itself."""
+    """The thresholds that answer the most held-out questions and keep the precision.
 
-    def by_confidence(each: float) -> tuple[int, int]:
-        return held_out.outcome(each, math.inf)
-
-    min_confidence = _lowest(held_out.confidences, by_confidence, precision)
-    return Thresholds(
-        min_confidence,
-        _lowest(held_out.scores, lambda each: held_out.outcome(min_confidence, each), precision),
-        _lowest(held_out.scores, lambda each: held_out.outcome(math.inf, each), precision),
-    )
-
-
-def _lowest(scores: np.ndarray, outcome: Callable[[float], tuple[int, int]], precision: float) -> float:
-    """The lowest threshold whose share of right answers has its lower bound at the precision.
-
-    The bound and not the share itself, since the lowest of many thresholds is also the luckiest one.
+    Kept by the lower bound and not by the share itself, since the best of many thresholds is also the luckiest one. Of
+    thresholds that answer as many, the ones with the lowest confidence.
     """
-    candidates = np.unique(scores)
-    right, answered = np.array([outcome(float(score)) for score in candidates]).T
-    kept = candidates[lower_bound(right, answered) >= precision]
-    return float(kept.min()) if len(kept) else math.inf
+
+    def chosen(confidences: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+        pairs = [(float(confidence), float(score)) for confidence in confidences for score in scores]
+        right, answered = np.array([held_out.outcome(*pair) for pair in pairs]).T
+        kept = np.where(lower_bound(right, answered) >= precision, answered, 0)
+        return pairs[int(kept.argmax())] if kept.any() else (math.inf, math.inf)
+
+    never, scores = np.array([math.inf]), _possible(held_out.scores)
+    min_confidence, min_score = chosen(_possible(held_out.confidences), scores)
+    return Thresholds(min_confidence, min_score, chosen(never, scores)[1])
+
+
+def _possible(scores: np.ndarray) -> np.ndarray:
+    """Thresholds to try, the lowest first."""
+    return np.append(np.unique(np.quantile(scores, np.linspace(0, 1, NUM_TRIED), method="lower")), math.inf)

@@ -150,6 +150,16 @@ def test_concurrent_edits_lose_nothing_and_show_no_half_state(client: Client, as
     assert {template for intent, template in seen if intent == "n"} <= {f"state {n}" for n in range(1, 25)}
 
 
+def test_answers_at_the_same_time_are_those_of_one_at_a_time(assistant: Assistant) -> None:
+    questions = [row.question for row in read_csv(split_file(assistant.base.database.file.parent, "test"))]
+    wanted = [assistant.answer(question) for question in questions]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(assistant.answer, questions * 3))
+    assert [(each.decision.route, each.answer) for each in got] == 3 * [
+        (each.decision.route, each.answer) for each in wanted
+    ]
+
+
 def test_a_change_that_fails_changes_nothing(assistant: Assistant) -> None:
     before = assistant.base.database.rows("SELECT * FROM answers")
     with pytest.raises(ZeroDivisionError):
