@@ -44,7 +44,7 @@ class Encoder:
         self.run_dir, self.name = run_dir, run_dir.name
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.network = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
-        # A tokenizer raises "Already borrowed" if two threads use it at the same time.
+        # A tokenizer raises "Already borrowed" if one thread sets its padding while another one uses it.
         self.tokenizing = threading.Lock()
         self.width: int = self.network.config.hidden_size
         names: dict[int, str] = self.network.config.id2label

@@ -20,7 +20,6 @@ from examples.customer_service.answer_base import Changed
 from examples.customer_service.answers import read_slots
 from examples.customer_service.assistant import Assistant
 from examples.customer_service.data import GENERATED, MAX_QUESTION_CHARS
-from examples.customer_service.limits import BodyLimit
 from examples.customer_service.options import ServeOptions
 from trainer import UserError
 
@@ -81,8 +80,7 @@ class Corrected(Body):
 
 def make_app(assistant: Assistant, host: str = "127.0.0.1") -> FastAPI:
     """The service for an assistant. Args: host: that it is bound to; on loopback no other name is answered."""
-    app = FastAPI(title="Customer service", docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app = FastAPI(title="Customer service", docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES)
     # A page elsewhere whose name is made to point at this machine cannot reach the service.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
     app.middleware("http")(_with_headers)
