@@ -19,10 +19,15 @@ from examples.recommendation.application import APPLICATION, VECTORS, Recommende
 from examples.recommendation.features import FEATURES, OF_TEXT
 from examples.recommendation.service import MAX_BODY_BYTES, make_app
 
-QUICK = ["trainer.max_steps=12", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+QUICK = [
+    "trainer.max_steps=12",
+    "data.max_validation=50",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+]
 README = (REPOSITORY / "examples" / "recommendation" / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
-    line.removeprefix("python -m examples.recommendation ")
+    line.removeprefix("python -m examples.recommendation ").partition("  #")[0].strip()
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.strip().split("\n")
     if line.startswith("python -m examples.recommendation ")
@@ -191,5 +196,5 @@ def test_the_commands_of_the_readme_run(
         pytest.skip("the copy of MovieLens is not here")
     for line in lines:
         quick = ["trainer.max_steps=2", "data.max_validation=20"] if "trainer.max_steps" in line else []
-        assert main([*shlex.split(line.replace("../shared/data", str(SHARED_DATA))), *quick]) == 0
+        assert main([*shlex.split(line.replace("path/to", str(SHARED_DATA))), *quick]) == 0
     assert "ndcg of the ranker minus popularity" in capsys.readouterr().out
