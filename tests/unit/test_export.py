@@ -108,24 +108,33 @@ def wrong_labels(inputs: dict[str, Any], outputs: dict[str, Any], files: dict[st
     outputs["names"] = outputs["names"][::-1]
 
 
-@pytest.mark.parametrize("name", ["safetensors", "torch_export", pytest.param("onnx", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "aot_inductor", "onnx_fp16", "onnx_int8")]
+# Compiled code does not check shapes, so its outputs have the wrong one; calibration of eight bits fails by itself.
+FIXED = r"fails at images \(1, 1, 32, 32\)|outputs have the shape \(2, |cannot be written"
+
+
+@pytest.mark.parametrize("name", ["safetensors", "torch_export", *SLOW])
 def test_planted_faults_are_caught_and_the_earlier_export_is_kept(
     run: Path, source_and_gate: Opened, name: str
 ) -> None:
     source, gate = source_and_gate
+    if name not in FORMATS:
+        export_format(source, gate, name)
     before = (run / "export" / name / MANIFEST_FILE).read_bytes()
-    with pytest.raises(NotEqual, match=r"outputs differ by \d\S* at images \(1, 1, 32, 32\); allowed: 0\.0001"):
+    with pytest.raises(NotEqual, match=r"outputs differ by \d\S* (at images \(1, 1, 32, 32\)|on average); allowed: 0"):
         export_format(swapped_weights(source), gate, name)
-    with changed_processing(wrong_std)(source.model), pytest.raises(NotEqual, match="outputs differ"):
+    with changed_processing(wrong_std)(source.model), pytest.raises(NotEqual, match="other values for images"):
         export_format(source, gate, name)
     with changed_processing(wrong_labels)(source.model), pytest.raises(NotEqual, match="other results"):
         export_format(source, gate, name)
     if name != "safetensors":
-        with fixed_batch(source.model), pytest.raises(NotEqual, match=r"fails at images \(1, 1, 32, 32\)"):
+        with fixed_batch(source.model), pytest.raises(NotEqual, match=FIXED):
             export_format(source, gate, name)
     assert (run / "export" / name / MANIFEST_FILE).read_bytes() == before
-    assert load(run / "export" / name)(images(1))
-    assert sorted(path.name for path in (run / "export").iterdir() if path.is_dir()) == sorted(FORMATS)
+    assert load(run / "export" / name, allow_native_code=name == "aot_inductor")(images(1))
+    assert [path.name for path in (run / "export").glob(".*") if path.is_dir()] == []
+    if name not in FORMATS:
+        shutil.rmtree(run / "export" / name)
 
 
 def test_the_verb_ends_with_1_where_an_export_is_not_equal(
@@ -280,7 +289,10 @@ def test_inference_is_measured_with_the_metric_beside_it(
     for row in rows.values():
         assert row["metric"] == pytest.approx(accuracy, abs=0.02)
         assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["peak_mib"] > row["size_mib"] > 0
         assert row["inputs_per_s"] == pytest.approx(1000 * row["batch_size"] / row["p50_ms"])
+    peaks_mib = {name: row["peak_mib"] for (_, name), row in rows.items()}
+    assert peaks_mib["onnx"] < peaks_mib["eager"], "which has imported torch"
     assert {path.name for path in tmp_path.iterdir()} >= {"result.md", "result.png", "batch-1", "batch-3"}
     assert main(["bench", "inference", f"run={run}", "sides=onx"]) == 2
     assert "did you mean onnx?" in capsys.readouterr().err

@@ -23,7 +23,7 @@ class Latency:
     """Of one way at one batch size, over the calls of all rounds.
 
     inputs_per_s: batch size over the median. speed_up: over the first way. metric: of the task on its evaluation data.
-    size_mib: of the files.
+    size_mib: of the files. peak_mib: resident memory of a process that runs this way alone, at the largest batch size.
     """
 
     name: str
@@ -35,19 +35,28 @@ class Latency:
     speed_up: Interval
     metric: float | None
     size_mib: float
+    peak_mib: float
 
     @classmethod
     def of(
-        cls, name: str, size: int, times_s: Sequence[float], speed_up: Interval, metric: float | None, size_mib: float
+        cls,
+        name: str,
+        size: int,
+        times_s: Sequence[float],
+        speed_up: Interval,
+        metric: float | None,
+        size_mib: float,
+        peak_mib: float,
     ) -> Self:
         """Args: times_s: of every call."""
         p50, p95, p99 = (1000 * float(value) for value in np.quantile(times_s, [0.5, 0.95, 0.99]))
-        return cls(name, size, p50, p95, p99, 1000 * size / p50, speed_up, metric, size_mib)
+        return cls(name, size, p50, p95, p99, 1000 * size / p50, speed_up, metric, size_mib, peak_mib)
 
 
 def table_of(rows: Sequence[Latency], metric: str | None) -> tuple[list[str], list[list[str]]]:
     """The table as text: (header, rows)."""
-    header = ["batch", "side", "p50 ms", "p95 ms", "p99 ms", "inputs a s", "speed-up", metric or "metric", "MiB"]
+    header = ["batch", "side", "p50 ms", "p95 ms", "p99 ms", "inputs a s", "speed-up", metric or "metric"]
+    header += ["file MiB", "peak MiB"]
     return header, [
         [
             str(row.batch_size),
@@ -59,6 +68,7 @@ def table_of(rows: Sequence[Latency], metric: str | None) -> tuple[list[str], li
             shown(row.speed_up),
             "not measured" if row.metric is None else f"{row.metric:.4f}",
             f"{row.size_mib:.1f}",
+            f"{row.peak_mib:.0f}",
         ]
         for row in rows
     ]
@@ -99,7 +109,8 @@ def write_latencies(rows: Sequence[Latency], metric: str | None, facts: Mapping[
         "",
         f"    {facts['command']}",
         "",
-        "Wall time of a forward pass; percentiles over all calls.",
+        "Wall time of a forward pass; percentiles over all calls. Peak: resident memory of a process that runs one",
+        "side alone, at the largest batch size.",
         "",
     ]
     lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *cells)]

@@ -16,6 +16,7 @@ from trainer.inference import Evaluation, ExportableInference
 
 # Batches that a fixed dimension, or one of a padded width, does not survive.
 SMALL_SIZES = (1, 2, 7)
+ARGUMENTS_TOLERANCE = 1e-5  # of normalised pixels and latent points, relative and absolute
 RESULT_ATOL = 1e-4  # of probabilities; outputs have their own tolerance
 
 
@@ -42,8 +43,8 @@ class Gate:
         """How far the candidate is from the network. Raises: NotEqual: further than the tolerance, or it fails."""
         outputs: list[np.ndarray] = []
         largest, total, count, shapes = 0.0, 0.0, 0, set[tuple[int, ...]]()
-        everything = np.concatenate([expected.ravel() for expected in self._expected()])
-        scale = max(tolerance.smallest_unit, float(np.sqrt(np.mean(np.square(everything)))))
+        too_far: list[str] = []
+        scale = tolerance.unit(np.concatenate(self._expected()))
         for batch, expected in zip(self.batches, self._expected(), strict=True):
             found, shape, place = self._outputs_of(candidate, batch, expected)
             outputs.append(found)
@@ -51,10 +52,12 @@ class Gate:
             # Not `>`: a difference that is not a number is no proof either.
             if not difference.max() <= tolerance.largest * scale:
                 limit = tolerance.largest * scale
-                raise NotEqual(f"outputs differ by {difference.max():.3g} at {place}; allowed: {limit:.3g}")
+                too_far.append(f"outputs differ by {difference.max():.3g} at {place}; allowed: {limit:.3g}")
             largest = max(largest, float(difference.max()))
             total, count = total + float(difference.sum()), count + difference.size
             shapes.add(shape)
+        if too_far:  # only now: what is wrong with the preprocessing of a later batch says more
+            raise NotEqual(too_far[0])
         mean = total / count
         if not mean <= tolerance.mean * scale:
             raise NotEqual(f"outputs differ by {mean:.3g} on average; allowed: {tolerance.mean * scale:.3g}")
@@ -90,6 +93,9 @@ class Gate:
             if key not in arrays or arrays[key].shape != tuple(tensor.shape):
                 shape = arrays[key].shape if key in arrays else "nothing"
                 raise NotEqual(f"its preprocessing gives {shape} for {key} instead of {tuple(tensor.shape)}")
+            # Exact in every format, so a fault here need not be larger than what fewer bits change in the outputs.
+            if not np.allclose(arrays[key], tensor.cpu().numpy(), rtol=ARGUMENTS_TOLERANCE, atol=ARGUMENTS_TOLERANCE):
+                raise NotEqual(f"its preprocessing gives other values for {key} at {place}")
         try:
             found = candidate.forward(arrays)
         except Exception as error:  # whatever a runtime raises, the candidate has failed

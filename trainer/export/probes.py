@@ -51,11 +51,11 @@ def check_probes(folder: Path, model: ExportedModel, probes: Probes) -> None:
     """Raises: UserError: the export computes something else here than where it was proved."""
     found = model.outputs(probes.inputs)
     tolerance = FORMATS[model.manifest.format].tolerance
-    scale = max(tolerance.smallest_unit, float(np.sqrt(np.mean(np.square(probes.outputs)))))
+    unit = tolerance.unit(probes.outputs)
     largest = float(np.abs(found - probes.outputs).max()) if found.shape == probes.outputs.shape else float("inf")
     # Not `>`: a difference that is not a number is none that is allowed.
-    if not largest <= tolerance.largest * scale:
+    if not largest <= tolerance.largest * unit:
         raise UserError(
             f"{folder}: outputs of its probes differ by {largest:.3g} from those recorded when it was exported",
-            f"allowed: {tolerance.largest * scale:.3g}; export the run again, on this kind of machine",
+            f"allowed: {tolerance.largest * unit:.3g}; export the run again, on this kind of machine",
         )

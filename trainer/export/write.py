@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +18,7 @@ from trainer.export.manifest import PROCESSING_FILE, Manifest, digests
 from trainer.export.model import open_export
 from trainer.export.probes import write_probes
 from trainer.export.source import Source
-from trainer.run.files import EXPORT_DIR, MANIFEST_FILE, LockHeld, fsync_path, lock_file, write_json, write_text
+from trainer.run.files import EXPORT_DIR, MANIFEST_FILE, LockHeld, lock_file, replace_folder, write_json, write_text
 from trainer.run.provenance import git_state
 from trainer.run.record import Record, now
 
@@ -45,7 +44,7 @@ def export_format(source: Source, gate: Gate, name: str) -> tuple[Path, Manifest
         staged.mkdir()
         try:
             manifest = _fill(source, gate, name, staged)
-            _replace(staged, place)
+            replace_folder(staged, place)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     return place, manifest
@@ -102,25 +101,6 @@ def write_processing(source: Source, folder: Path) -> None:
     (folder / PROCESSING_FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     for name, text in processing.files.items():
         write_text(folder / name, text)
-
-
-def _replace(staged: Path, place: Path) -> None:
-    """Flush the folder and put it in its place."""
-    for path in (*staged.rglob("*"), staged):
-        fsync_path(path)
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    # A folder that is not empty cannot be renamed over; the old one is moved away first and back on failure.
-    if place.exists():
-        place.rename(old)
-    try:
-        staged.rename(place)
-    except OSError:
-        with suppress(FileNotFoundError):
-            old.rename(place)
-        raise
-    fsync_path(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _version(package: str) -> str | None:

@@ -6,7 +6,9 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,6 +53,25 @@ def refuse_links_outside(run_dir: Path) -> None:
                 link = f"{path.relative_to(root)} is a symbolic link to {path.readlink()}"
                 advice = "files there would be read or overwritten; remove the link, or put a copy in its place"
                 raise UserError(f"run={run_dir}: {link}, outside of the run", advice)
+
+
+def replace_folder(staged: Path, place: Path) -> None:
+    """Flush the folder and put it in its place, which may have been taken by an earlier one."""
+    for path in (*staged.rglob("*"), staged):
+        fsync_path(path)
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    # A folder that is not empty cannot be renamed over; the old one is moved away first and back on failure.
+    if place.exists():
+        place.rename(old)
+    try:
+        staged.rename(place)
+    except OSError:
+        with suppress(FileNotFoundError):
+            old.rename(place)
+        raise
+    fsync_path(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from trainer.verbs.stored_run import changed_config
 
 if TYPE_CHECKING:
     from trainer.export.gate import Gate
+    from trainer.export.processing import Arrays
     from trainer.verbs.bench.networks import Way
 
 OWN = {"run": "", "batch": "1,8,32", "calls": "20", "sides": "", "rounds": "7", "out": ""}
@@ -43,7 +44,8 @@ def inference(words: Sequence[str]) -> int:
     from trainer.verbs.bench.networks import ways_of
 
     source, gate = open_run(run_dir, stored, any(word.startswith("data.") for word in others))
-    ways = ways_of(source, gate, [name for name in own["sides"].split(",") if name])
+    asked = [name for name in own["sides"].split(",") if name]
+    ways = ways_of(source, gate, asked, _typical(gate, max(sizes)), others)
     command = f"python -m trainer bench inference {shlex.join(words)}"
     out = out_of(own, f"inference-{run_dir.name}")
     measured = {size: _measure(ways, gate, size, calls, rounds, command) for size in sizes}
@@ -61,11 +63,7 @@ def _measure(
     ways: Mapping[str, Way], gate: Gate, size: int, calls: int, rounds: int, command: str
 ) -> tuple[Comparison, list[Latency]]:
     """All ways on the same batch of typical inputs, and the latency of every call."""
-    from trainer.verbs.bench.networks import arrays_of
-
-    inputs = gate.model.probes() if gate.evaluation is None else gate.evaluation.inputs
-    start = len(inputs) // 2  # of inputs in the order of their lengths
-    arrays = arrays_of(gate, [inputs[(start + number) % len(inputs)] for number in range(size)])
+    arrays = _typical(gate, size)
     spent_s: dict[str, list[float]] = {name: [] for name in ways}
 
     def side(name: str) -> Callable[[], Sample]:
@@ -95,5 +93,15 @@ def _measure(
     for measured in comparison.sides:
         way = ways[measured.name]
         speed_up = measured.relative_time.map(lambda value: 1 / value)
-        rows.append(Latency.of(measured.name, size, spent_s[measured.name], speed_up, way.metric, way.size_mib))
+        facts = way.metric, way.size_mib, way.peak_mib
+        rows.append(Latency.of(measured.name, size, spent_s[measured.name], speed_up, *facts))
     return comparison, rows
+
+
+def _typical(gate: Gate, size: int) -> Arrays:
+    """Inputs of typical length."""
+    from trainer.verbs.bench.networks import arrays_of
+
+    inputs = gate.model.probes() if gate.evaluation is None else gate.evaluation.inputs
+    start = len(inputs) // 2  # of inputs in the order of their lengths
+    return arrays_of(gate, [inputs[(start + number) % len(inputs)] for number in range(size)])
