@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from kills import PHASES, STRATEGIES, Killed, Kind, Reference, draw_kills, killed_until_done, never_killed
 
-SAVINGS: tuple[tuple[str, ...], ...] = ((),)
+SHARDED, BESIDE = "checkpoint.format=sharded", "checkpoint.asynchronous=true"
+SAVINGS: tuple[tuple[str, ...], ...] = ((), (BESIDE,), (SHARDED,), (SHARDED, BESIDE))
 
 
 def main() -> int:
@@ -57,7 +58,7 @@ def draw_kind(draw: random.Random) -> Kind:
     task = draw.choice(list(STRATEGIES))
     strategy = draw.choice([None, *STRATEGIES[task]])
     # DeepSpeed's flattened shards are gathered in any case.
-    savings = [s for s in SAVINGS if "checkpoint.format=sharded" not in s or strategy != "deepspeed_stage_2"]
+    savings = [s for s in SAVINGS if SHARDED not in s or strategy != "deepspeed_stage_2"]
     return Kind(task, strategy, draw.choice([1, 10]), draw.choice(savings))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from conftest import REPOSITORY
 from warm import run_warm
 
 from trainer.cli import main
+from trainer.run.files import write_json
 
 
 def in_one_process(directory: Path, words: list[str]) -> Path:
@@ -26,6 +28,19 @@ def only_run(directory: Path) -> Path:
     """The run called `run` below a directory."""
     (run,) = directory.glob("outputs/*/run")
     return run
+
+
+def rewound(source: Path, target: Path, step: int) -> None:
+    """Copy a finished run into the state of one that was stopped after a step."""
+    shutil.copytree(source, target, symlinks=True)
+    for checkpoint in (target / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    for link in ("last", "best"):
+        (target / "checkpoints" / link).unlink(missing_ok=True)
+    (target / "model.safetensors").unlink()
+    record = json.loads((target / "run.json").read_text())
+    write_json(target / "run.json", {**record, "status": "stopped"})
 
 
 def on_two_ranks(folder: Path, lines: dict[Path, list[str]]) -> dict[Path, list[dict[str, Any]]]:

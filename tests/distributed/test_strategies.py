@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import pytest
 import torch
 from conftest import SPIRALS_WORDS
 from safetensors.torch import load_file
-from two_ranks import in_one_process, on_two_ranks, only_run
+from two_ranks import in_one_process, on_two_ranks, only_run, rewound
 
 from trainer.cli import main
-from trainer.run.files import STATE_FILE, write_json
+from trainer.run.files import STATE_FILE
 
 # The fixtures train dozens of models, which on two busy cores takes minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -93,19 +92,6 @@ RESUMED = [
     "checkpoint.every_n_steps=10",
     "checkpoint.keep=9",
 ]
-
-
-def rewound(source: Path, target: Path, step: int) -> None:
-    """Copy a finished run into the state of one that was stopped after a step."""
-    shutil.copytree(source, target, symlinks=True)
-    for checkpoint in (target / "checkpoints").glob("step-*"):
-        if int(checkpoint.name.removeprefix("step-")) > step:
-            shutil.rmtree(checkpoint)
-    for link in ("last", "best"):
-        (target / "checkpoints" / link).unlink(missing_ok=True)
-    (target / "model.safetensors").unlink()
-    record = json.loads((target / "run.json").read_text())
-    write_json(target / "run.json", {**record, "status": "stopped"})
 
 
 def state_of(run: Path, step: int) -> dict[str, Any]:

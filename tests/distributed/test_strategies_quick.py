@@ -7,11 +7,15 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import torch
 from conftest import SPIRALS_WORDS
 from safetensors.torch import load_file
 from two_ranks import in_one_process, on_two_ranks, only_run
 
+from trainer.checkpoint.store import find_damage
+from trainer.checkpoint.weights import read_state
 from trainer.config.deepspeed import engine_config
+from trainer.run.files import STATE_FILE
 from trainer.run.metrics_file import read_metrics
 from trainer.verbs.prepare import Options, prepare
 
@@ -31,6 +35,8 @@ WORDS = [
     "model.width=256",
 ]
 CLIPPED = "trainer.gradient_clip_val=0.3"
+# Beside training, so that the ranks write in threads.
+SHARDED = ["checkpoint.format=sharded", "checkpoint.asynchronous=true", "checkpoint.every_n_steps=1"]
 # Importing DeepSpeed on two ranks takes longer than all the steps.
 STRATEGIES = ["fsdp2", pytest.param("deepspeed_stage_2", marks=pytest.mark.slow)]
 
@@ -48,6 +54,8 @@ def two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("two")
     words = [*WORDS, f"strategy={request.param}"]
     lines = {folder / "free": words, folder / "clipped": [*words, CLIPPED]}
+    if request.param == "fsdp2":
+        lines[folder / "sharded"] = [*words, *SHARDED]
     for directory in lines:
         directory.mkdir()
     on_two_ranks(folder, lines)
@@ -90,3 +98,17 @@ def test_deepspeed_clips_only_where_the_configuration_says_so(task: str, limit: 
     plan = prepare([f"task={task}", "logger=none", "trainer.accelerator=cpu", "strategy=deepspeed_stage_2"], Options())
     trainer = replace(plan.config.trainer, gradient_clip_val=limit)
     assert engine_config(replace(plan.config, trainer=trainer), 2)["gradient_clipping"] == (limit or 0.0)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("two_ranks", ["fsdp2"], indirect=True)
+def test_shards_hold_what_the_full_checkpoint_holds(two_ranks: Path) -> None:
+    full, sharded = (only_run(two_ranks / name) / "checkpoints" / "last" for name in ("free", "sharded"))
+    files = sorted(path.name for path in (sharded / "shards").iterdir())
+    assert files == ["rank-00000-00000.safetensors", "rank-00001-00000.safetensors"]
+    assert find_damage(sharded.resolve()) is None
+    for part in ("state_dict", "optimizer_states"):
+        expected, actual = (read_state(checkpoint / STATE_FILE)[part] for checkpoint in (full, sharded))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    first = load_file(sharded / "shards" / files[0])
+    assert first["state_dict.model.0.weight"].shape == (128, 2)

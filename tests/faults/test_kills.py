@@ -14,7 +14,14 @@ from kills import Kill, Kind, Reference, differences, draw_kills, killed_until_d
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BERT = Kind("bert", None, 1)
-KINDS = [Kind("cnn", None, 10), BERT, Kind("dcgan", None, 1), Kind("cnn", "ddp", 1), Kind("bert", "fsdp2", 10)]
+SHARDED, BESIDE = "checkpoint.format=sharded", "checkpoint.asynchronous=true"
+KINDS = [
+    Kind("cnn", None, 10),
+    BERT,
+    Kind("dcgan", None, 1, (BESIDE,)),
+    Kind("cnn", "ddp", 1),
+    Kind("bert", "fsdp2", 10, (SHARDED, BESIDE)),
+]
 # In the second epoch, after the checkpoint of its third step.
 MIDDLE = Kill("step", 0.0, "forward", count=11)
 
@@ -22,7 +29,7 @@ MIDDLE = Kill("step", 0.0, "forward", count=11)
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Reference]:
     folder = tmp_path_factory.mktemp("never-killed")
-    return {kind: never_killed(kind, folder / str(number)) for number, kind in enumerate(KINDS)}
+    return {kind: never_killed(kind.never_killed, folder / str(number)) for number, kind in enumerate(KINDS)}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

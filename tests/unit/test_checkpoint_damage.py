@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from trainer.checkpoint.resume import choose_checkpoint
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.store import CheckpointStore
 from trainer.run.files import write_json
 
@@ -169,5 +170,5 @@ def test_the_next_save_clears_damage_away(name: str, run_dir: Path) -> None:
     store.stage(20).mkdir(parents=True)
     torch.save({"state_dict": {}}, store.stage(20) / STATE)
     store.commit(20, {"metrics_bytes": 0, "best_step": None})
-    store.prune(keep=2)
+    store.prune(Retention(2))
     assert sorted(path.name for path in checkpoints.iterdir()) == ["last", "step-00000010", "step-00000020"]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from watching import wait_until
 
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.store import CheckpointStore, find_damage
 
 
@@ -84,7 +85,7 @@ def test_a_manifest_that_says_something_else_is_damage(store: CheckpointStore, c
 def test_pruning_keeps_the_newest_and_the_best(store: CheckpointStore) -> None:
     for step in range(1, 6):
         write(store, step)
-    store.prune(keep=2, best_step=2)
+    store.prune(Retention(2), [2])
     assert names(store) == ["step-00000002", "step-00000004", "step-00000005"]
 
 
@@ -97,7 +98,7 @@ def test_damaged_checkpoints_take_no_place_of_valid_ones(tmp_path: Path, store: 
     resumed = CheckpointStore(tmp_path)
     assert resumed.newest_valid()[0] == resumed.path(100)
     write(resumed, 150)
-    resumed.prune(keep=2)
+    resumed.prune(Retention(2))
     assert names(resumed) == ["step-00000100", "step-00000150"]
     assert (resumed.directory / "last").resolve() == resumed.path(150).resolve()
 
@@ -113,11 +114,11 @@ def test_an_interrupted_deletion_is_completed(store: CheckpointStore, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            store.prune(keep=1)
+            store.prune(Retention(1))
     assert names(store) == ["step-00000002"]
     write(store, 1)
     write(store, 2)
-    store.prune(keep=1)
+    store.prune(Retention(1))
     assert sorted(path.name for path in store.directory.iterdir()) == ["last", "step-00000002"]
 
 
@@ -127,13 +128,14 @@ def test_a_kill_while_writing_leaves_only_valid_checkpoints(tmp_path: Path, call
     (tmp_path / "checkpoints").mkdir()
     code = f"""
 import os, pathlib, shutil, signal
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.store import CheckpointStore
 store = CheckpointStore(pathlib.Path({str(tmp_path)!r}))
 def write(step):
     store.stage(step).mkdir()
     (store.stage(step) / "state.ckpt").write_bytes(bytes([step]) * 2_000)
     store.commit(step, {{}})
-    store.prune(1)
+    store.prune(Retention(1))
 write(1)
 write(2)
 def killed(*arguments, **options):
@@ -166,7 +168,7 @@ def save_in_a_loop(directory: Path) -> None:
         store.stage(step).mkdir(parents=True)
         (store.stage(step) / "state.ckpt").write_bytes(step.to_bytes(4, "big") * 50_000)
         store.commit(step, {"metrics_bytes": 0, "best_step": None})
-        store.prune(keep=2)
+        store.prune(Retention(2))
 
 
 # Of 500 kills, each also finds what the ones before have left.

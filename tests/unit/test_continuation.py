@@ -127,7 +127,7 @@ def test_a_new_run_from_a_state_takes_the_new_rate_and_starts_its_own_best(
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(33, 65))
     last = torch.load(run / "checkpoints" / "last" / "state.ckpt", weights_only=True)
     assert last["optimizer_states"][0]["param_groups"][0]["momentum"] == 0.5
-    assert last["checkpointing"]["best_step"] == 48
+    assert last["checkpointing"]["best"][0][1] == 48
     record = json.loads((run / "run.json").read_text())
     assert record["checkpointed"] and record["init"]["file"].endswith("state.ckpt")
     assert record["identity"]["init"].startswith("state sha256:")

@@ -30,7 +30,7 @@ WHOLE_STATE = (
 SAME_KEYS = ("seed", "batch.global_size", "trainer.limit_train_batches")
 # In the keys of states of callbacks that have ended, or would end, training.
 ENDS_TRAINING = ("EarlyStopping", "TimeLimit")
-NO_BEST = {"best_value": None, "best_step": None}
+NO_BEST = {"best": []}
 
 
 class Continuation(pl.Callback):

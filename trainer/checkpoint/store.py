@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.retention import Retention
 from trainer.run.files import CHECKPOINTS_DIR, MANIFEST_FILE, STATE_FILE, fsync_path, write_json
+
+Digest = dict[str, Any]
 
 
 class CheckpointStore:
@@ -34,10 +37,14 @@ class CheckpointStore:
         """The directory of a committed checkpoint."""
         return self.directory / f"step-{step:08d}"
 
-    def commit(self, step: int, facts: Mapping[str, Any]) -> Path:
-        """Flush a staged checkpoint, write its manifest and rename it. Returns: its directory."""
+    def commit(self, step: int, facts: Mapping[str, Any], flushed: Mapping[str, Digest] | None = None) -> Path:
+        """Flush a staged checkpoint, write its manifest and rename it.
+
+        Args: flushed: files that their ranks have flushed and hashed, by path. Returns: its directory.
+        """
         staged, final = self.stage(step), self.path(step)
-        files = {str(p.relative_to(staged)): _digest(p) for p in sorted(staged.rglob("*")) if p.is_file()}
+        names = {str(path.relative_to(staged)): path for path in sorted(staged.rglob("*")) if path.is_file()}
+        files = {name: (flushed or {}).get(name) or digest(path) for name, path in names.items()}
         write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": files})
         for folder in (staged, *(p for p in staged.rglob("*") if p.is_dir())):
             fsync_path(folder)
@@ -64,15 +71,15 @@ class CheckpointStore:
             damaged[checkpoint] = damage
         return None, damaged
 
-    def prune(self, keep: int, best_step: int | None = None) -> None:
-        """Delete all but the newest `keep` valid checkpoints and the best one, and what an interrupted write has left.
+    def prune(self, retention: Retention, best_steps: Sequence[int] = ()) -> None:
+        """Delete the checkpoints that are not kept, and what an interrupted write has left.
 
         Call it after `commit`. Damaged checkpoints do not count, and go too.
         """
         checkpoints = self.checkpoints()
-        kept = [checkpoint for checkpoint in checkpoints if self._is_valid(checkpoint)][-keep:]
-        if best_step is not None:
-            kept.append(self.path(best_step))
+        valid = [checkpoint for checkpoint in checkpoints if self._is_valid(checkpoint)]
+        manifests = {manifest["step"]: manifest for manifest in map(read_manifest, valid)}
+        kept = {self.path(step) for step in retention.kept(manifests, best_steps)}
         for checkpoint in checkpoints:
             if checkpoint not in kept:
                 self._delete(checkpoint)
@@ -144,12 +151,13 @@ def find_damage(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["size"]:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        if _digest(path)["sha256"] != expected["sha256"]:
+        if digest(path)["sha256"] != expected["sha256"]:
             return f"{name} has another checksum"
     return None
 
 
-def _digest(path: Path) -> dict[str, Any]:
+def digest(path: Path) -> Digest:
+    """Flush a file to disk. Returns: its sha256 and size in bytes."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -15,7 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer.checkpoint.shards import SHARDED, SHARDS_DIR, join_shards
 from trainer.errors import UserError
+
+WEIGHTS = ("state_dict",)
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
@@ -28,23 +31,36 @@ class PlainCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write one file. Lightning logs errors, such as a full disk; here they are raised."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
+        write_state(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
         """Read one file without running code from it. Raises: UserError: that is not possible."""
         try:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return _joined(torch.load(path, map_location=map_location, weights_only=True), Path(path), SHARDED)
         except UnpicklingError as error:
             raise UserError(f"{path}: damaged, or would run code when it is read", "restore a checkpoint") from error
 
 
-def read_state(file: Path) -> dict[str, Any]:
-    """A checkpoint's content in host memory, its tensors read when they are used.
+def write_state(state: Mapping[str, Any], file: Path) -> None:
+    """Write a checkpoint's content. Raises: OSError: the storage refuses it."""
+    try:
+        with file.open("wb") as opened:
+            torch.save(state, opened)
+    except RuntimeError as error:
+        # torch's writer goes on after a write has failed, and reports that it is at another place than it should be.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
+
+def read_state(file: Path, parts: Collection[str] = SHARDED) -> dict[str, Any]:
+    """A checkpoint's content in host memory; tensors of a full one are read when they are used.
+
+    Args: parts: of the parts that may be in shards, those to read.
     Raises: UserError: it cannot be read without running code from it, or holds no weights.
     """
     try:
-        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        state = _joined(torch.load(file, map_location="cpu", mmap=True, weights_only=True), file, parts)
     except OSError as error:
         raise UserError(f"checkpoint={file}: {error.strerror or error}") from error
     except (UnpicklingError, RuntimeError, ValueError, EOFError) as error:
@@ -52,6 +68,12 @@ def read_state(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "state_dict" not in state:
         raise UserError(f"checkpoint={file}: holds no state_dict")
     return state
+
+
+def _joined(content: Any, file: Path, parts: Collection[str]) -> Any:
+    """A state with full tensors in these parts, where it was written in shards beside its file."""
+    shards = file.parent / SHARDS_DIR
+    return join_shards(content, shards, parts) if isinstance(content, Mapping) and shards.is_dir() else content
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -63,7 +85,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         # torch cannot map files of its older format, which published weights still have.
-        content = torch.load(file, map_location="cpu", mmap=is_zipfile(file), weights_only=True)
+        content = _joined(torch.load(file, map_location="cpu", mmap=is_zipfile(file), weights_only=True), file, WEIGHTS)
     except SafetensorError as error:
         raise UserError(f"{file}: damaged, or no safetensors ({error})") from error
     except OSError as error:

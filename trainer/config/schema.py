@@ -183,10 +183,22 @@ class CheckpointConfig:
 
     every_n_steps: Count | None
     """Steps between checkpoints; null writes them only at evaluations."""
+    every_s: Positive | None
+    """Seconds between checkpoints, besides the other cadences; null is none."""
     at_evaluation: bool
     """Write a checkpoint after each evaluation."""
     keep: Count
-    """Number of newest checkpoints to keep; the best one is kept as well."""
+    """Number of newest checkpoints to keep; the best ones are kept as well."""
+    keep_best: Count
+    """Number of checkpoints of the best evaluations to keep."""
+    keep_every_h: Positive | None
+    """Hours from one checkpoint that is kept for good to the next; null keeps none for good."""
+    format: Literal["full", "sharded"]
+    """Full tensors, gathered on and written by rank 0; or each rank writes its shards, for models that are large."""
+    asynchronous: bool
+    """Write beside training: a save holds the steps only for a copy of the state in host memory."""
+    on_write_error: Literal["stop", "continue"]
+    """After a full disk, a lost permission or another error of the storage: stop, or warn, train on and try again."""
 
 
 @settings

@@ -91,6 +91,9 @@ def _strategy(config: Config, world: World, task: TaskSpec) -> Iterator[Problem]
     if config.trainer.precision == "16-mixed":
         advice = f"{name} cannot scale the loss over its shards; use bf16-mixed, or strategy=ddp"
         yield Problem("trainer.precision", "16-mixed", advice)
+    if name.startswith("deepspeed") and config.checkpoint.format == "sharded":
+        advice = f"{name} holds shards of flattened groups, which only it could read; use full, or strategy=fsdp2"
+        yield Problem("checkpoint.format", "sharded", advice)
     if config.optimizer.name == "muon":
         yield Problem("optimizer", "muon", f"needs full matrices, which {name} shards; use adamw, or strategy=ddp")
     if name.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:

@@ -13,7 +13,7 @@ from pytorch_lightning.profilers import Profiler
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from trainer.checkpoint.weights import PlainCheckpointIO, first_mismatch, read_state
+from trainer.checkpoint.weights import WEIGHTS, PlainCheckpointIO, first_mismatch, read_state
 from trainer.clock import DeviceClock, StepClock
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
@@ -79,7 +79,7 @@ def _load_weights(module: TrainingModule, file: Path) -> None:
         if file.suffix == ".safetensors":
             load_model(module, str(file))
         else:
-            module.load_state_dict(read_state(file)["state_dict"])
+            module.load_state_dict(read_state(file, WEIGHTS)["state_dict"])
     except SafetensorError as error:
         raise UserError(f"checkpoint={file}: damaged ({error})") from error
     except RuntimeError as error:

@@ -18,7 +18,7 @@ from trainer.checkpoint.callback import Checkpointing
 from trainer.checkpoint.random_state import RandomState
 from trainer.checkpoint.resume import choose_checkpoint, choose_final_checkpoint
 from trainer.checkpoint.start import choose_start
-from trainer.checkpoint.weights import first_mismatch, read_state, write_weights
+from trainer.checkpoint.weights import WEIGHTS, first_mismatch, read_state, write_weights
 from trainer.collectives import decide_on_rank_0
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
@@ -141,7 +141,7 @@ def finish(
     They come from the checkpoint, which holds full tensors under every strategy. Called on all ranks.
     """
     with module.clock.within("checkpoint"):
-        state = read_state(choose_final_checkpoint(run_dir, best_step) / STATE_FILE)
+        state = read_state(choose_final_checkpoint(run_dir, best_step) / STATE_FILE, WEIGHTS)
     if "test" in data.sets and config.trainer.limit_test_batches:
         with module.clock.within("evaluation"):
             trainer.strategy.load_model_state_dict(state)

@@ -81,16 +81,21 @@ class Run:
                 isinstance(error, SystemExit) and error.code == EXIT_STOPPED
             )
             if asked or stop_requested():
-                self.record.end_attempt("stopped", "on request, not at the end of a step")
+                self._record_end("stopped", "on request, not at the end of a step")
                 print("stopped; the same command resumes", file=sys.stderr)
                 raise StoppedAtOnce(self.directory) from None
-            self.record.end_attempt("failed", f"{type(error).__name__}: {error}")
+            self._record_end("failed", f"{type(error).__name__}: {error}")
             raise
         else:
             if not self.kept:
                 self._remove()
         finally:
             self.close()
+
+    def _record_end(self, status: str, cause: str) -> None:
+        """Record the end, unless the storage refuses that: it may be the cause, which is what the user has to read."""
+        with suppress(OSError):
+            self.record.end_attempt(status, cause)
 
     def _remove(self) -> None:
         """Remove the directory, and those of the fast_dev_run where they are empty."""

@@ -25,13 +25,17 @@ def metric_rows(run_dir: Path) -> dict[int, dict[str, float]]:
     return dict(sorted(rows.items()))
 
 
-def flush_metrics(run_dir: Path) -> int:
-    """Flush metrics.jsonl to disk. Returns: its size in bytes, 0 where nothing was logged yet."""
+def metrics_size(run_dir: Path) -> int:
+    """Bytes of metrics.jsonl; 0 where nothing was logged yet."""
     path = run_dir / METRICS_FILE
-    if not path.exists():
-        return 0
-    fsync_path(path)
-    return path.stat().st_size
+    return path.stat().st_size if path.exists() else 0
+
+
+def flush_metrics(run_dir: Path) -> None:
+    """Flush metrics.jsonl to disk, where anything was logged yet."""
+    path = run_dir / METRICS_FILE
+    if path.exists():
+        fsync_path(path)
 
 
 def cut_metrics(run_dir: Path, num_bytes: int) -> None:

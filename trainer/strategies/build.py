@@ -27,7 +27,7 @@ def build_strategy(config: Config, world: World, device: torch.device) -> Strate
     if isinstance(options, FSDP2Config):
         from trainer.strategies.fsdp2 import FSDP2Strategy
 
-        return FSDP2Strategy(options, timeout)
+        return FSDP2Strategy(options, timeout, gathers=config.checkpoint.format == "full")
     if isinstance(options, (ZeroConfig, DeepSpeedFileConfig)):
         from trainer.config.deepspeed import engine_config
         from trainer.strategies.deepspeed import DeepSpeedStrategy

@@ -33,12 +33,14 @@ class FSDP2Strategy(ParallelNetworkStrategy):
     """Shards networks in place, so training and evaluation call them as they are.
 
     Lightning's ModelParallelStrategy expects the module to shard itself and writes checkpoints that only it can read;
-    here checkpoints hold full tensors under the same names as on a single device.
+    here checkpoints hold full tensors, or shards of them, under the same names as on a single device.
+
+    gathers: whether a checkpoint's state holds full tensors, on rank 0; else each rank's holds its shards.
     """
 
-    def __init__(self, options: FSDP2Config, timeout: timedelta) -> None:
+    def __init__(self, options: FSDP2Config, timeout: timedelta, gathers: bool) -> None:
         super().__init__(timeout=timeout)
-        self.options = options
+        self.options, self.gathers = options, gathers
 
     # ---- setting up
 
@@ -96,7 +98,7 @@ class FSDP2Strategy(ParallelNetworkStrategy):
         # Offloaded gradients are on the CPU, while ranks reduce on their devices.
         return cast("DTensor", norm.to(self.root_device)).full_tensor() if isinstance(norm, DTensor) else norm
 
-    # ---- checkpoints: full tensors, on rank 0
+    # ---- checkpoints: full tensors, on rank 0, or shards
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Lightning's hook: full weights, as on a single device; tied ones stay one tensor."""
@@ -139,7 +141,7 @@ class FSDP2Strategy(ParallelNetworkStrategy):
 
     def _full(self, value: Any) -> Any:
         """Gather a sharded tensor into rank 0's host memory; called on all ranks. Returns: None on the others."""
-        if not isinstance(value, DTensor):
+        if not isinstance(value, DTensor) or not self.gathers:
             return value
         # Offloaded shards go through the device, where ranks can exchange them.
         full = cast("DTensor", value.detach().to(self.root_device)).full_tensor()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.checkpoint.choose import find_checkpoint, weights_file
-from trainer.checkpoint.weights import read_state, write_weights
+from trainer.checkpoint.weights import WEIGHTS, read_state, write_weights
 from trainer.errors import EXIT_DONE, UserError, nearest
 from trainer.run.files import CHECKPOINTS_DIR, MODEL_FILE, RECORD_FILE, refuse_links_outside
 from trainer.run.record import Record
@@ -24,7 +24,7 @@ def convert(words: Sequence[str]) -> int:
     checkpoint, target = _choose(arguments)
     _check_target(target)
     file = weights_file(checkpoint)
-    weights = read_state(file)["state_dict"]
+    weights = read_state(file, WEIGHTS)["state_dict"]
     write_weights(weights, target)
     print(f"{target}: {len(weights)} tensors of {file}")
     return EXIT_DONE

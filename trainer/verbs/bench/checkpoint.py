@@ -1,4 +1,5 @@
-"""bench checkpoint: training that saves every so many steps against training that saves at its end only."""
+"""bench checkpoint: training that saves every so many steps, at once or beside training, against training that saves at
+its end only."""
 
 from __future__ import annotations
 
@@ -44,26 +45,28 @@ def checkpoint(words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         workshop = Workshop(prepared, [*options.as_words(), *overrides], steps, 1, Path(folder))
         sides = {
-            "at the end": _side(workshop, "null"),
-            f"every {every} steps": _side(workshop, str(every)),
+            "at the end": _side(workshop, "null", beside_training=False),
+            f"every {every} steps": _side(workshop, str(every), beside_training=False),
+            f"every {every} steps, beside training": _side(workshop, str(every), beside_training=True),
         }
         command = f"python -m trainer bench checkpoint {shlex.join(words)}"
         comparison = compare(question, sides, rounds, command)
     # Both sides save after the last step.
-    comparison = replace(comparison, notes=[*comparison.notes, _save_note(comparison, (steps - 1) // every)])
+    comparison = replace(comparison, notes=[*comparison.notes, *_save_notes(comparison, (steps - 1) // every)])
     out = out_of(own, f"checkpoint-{config.task.name}-{config.model.name}-{config.data.name}")
     write_comparison(comparison, out)
     print_comparison(comparison, out)
     return EXIT_DONE
 
 
-def _side(workshop: Workshop, every: str) -> Callable[[], Sample]:
+def _side(workshop: Workshop, every: str, beside_training: bool) -> Callable[[], Sample]:
     from trainer.verbs.bench.stored_state import load_last
 
     def measure() -> Sample:
         """A run that saves, and the time to load its last checkpoint."""
         size, accelerator = workshop.prepared.config.batch.global_size, workshop.prepared.world.accelerator
         more = ["trainer.limit_val_batches=0", f"checkpoint.every_n_steps={every}"]
+        more += [f"checkpoint.asynchronous={str(beside_training).lower()}"]
         run_dir, sample = workshop.train(1, accelerator, size, more=more)
         spent = json.loads((run_dir / RECORD_FILE).read_text(encoding="utf-8"))["time"]
         load_s, num_bytes, sums = load_last(run_dir)
@@ -77,6 +80,11 @@ def _side(workshop: Workshop, every: str) -> Callable[[], Sample]:
     return measure
 
 
-def _save_note(comparison: Comparison, saves: int) -> str:
-    never, often = (side.figures[CHECKPOINT_S] for side in comparison.sides)
-    return f"a save takes {1000 * (often - never) / saves:.0f} ms: {saves} more of them took {often - never:.2f} s"
+def _save_notes(comparison: Comparison, saves: int) -> list[str]:
+    never, *often = (side.figures[CHECKPOINT_S] for side in comparison.sides)
+    names = [side.name for side in comparison.sides[1:]]
+    return [
+        f"{name}: a save holds the steps for {1000 * (spent - never) / saves:.0f} ms: {saves} more of them took "
+        f"{spent - never:.2f} s"
+        for name, spent in zip(names, often, strict=True)
+    ]

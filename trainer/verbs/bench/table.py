@@ -113,7 +113,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "checkpoint": Benchmark(
         "checkpoint:checkpoint",
-        "training that saves every N steps and training that saves at its end only; time of a save and of a load, size",
+        "training that saves every N steps, at once, beside training, or at its end only; time of a save and of a load",
         "losses, and the state of the last checkpoint, loaded again",
         ["checkpoint task=bert"],
         {"every=N": "steps between two saves, 5 by default", "steps=N": "steps of a training run, 60 by default"},
