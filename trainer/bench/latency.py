@@ -130,19 +130,30 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _draw(rows: Sequence[Latency], file: Path) -> None:
-    """Throughput over latency, a curve for each way, a point for each batch size."""
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.subplots()
+    """Percentiles at the smallest batch size, and throughput over latency for all."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    percentiles, throughput = figure.subplots(1, 2)
+    smallest = min(row.batch_size for row in rows)
+    alone = [row for row in rows if row.batch_size == smallest]
+    places = range(len(alone))
+    percentiles.hlines(places, [row.p50_ms for row in alone], [row.p99_ms for row in alone], color="#bbbbbb")
+    for name, color in (("p50", "#4477aa"), ("p95", "#ccbb44"), ("p99", "#ee6677")):
+        percentiles.plot([getattr(row, f"{name}_ms") for row in alone], places, "o", color=color, label=name)
+    percentiles.set_yticks(places, [f"{row.name}, {row.speed_up.value:.2f}x" for row in alone])
+    percentiles.invert_yaxis()
+    percentiles.set_xlim(left=0)
+    percentiles.set_xlabel(f"latency at batch {smallest}, ms; beside the name: speed-up over {alone[0].name}")
     for name in dict.fromkeys(row.name for row in rows):
         own = [row for row in rows if row.name == name]
-        axes.plot([row.p50_ms for row in own], [row.inputs_per_s for row in own], "o-", label=name)
+        throughput.plot([row.p50_ms for row in own], [row.inputs_per_s for row in own], "o-", label=name)
         for row in own:
             place = (row.p50_ms, row.inputs_per_s)
-            axes.annotate(str(row.batch_size), place, textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("latency of a forward pass, ms (median); numbers: batch size")
-    axes.set_ylabel("inputs a second")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+            throughput.annotate(str(row.batch_size), place, textcoords="offset points", xytext=(4, 4), fontsize=7)
+    throughput.set_xscale("log")
+    throughput.set_yscale("log")
+    throughput.set_xlabel("latency of a forward pass, ms (median); numbers: batch size")
+    throughput.set_ylabel("inputs a second")
+    for axes in (percentiles, throughput):
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
     figure.savefig(file, dpi=110)

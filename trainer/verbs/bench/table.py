@@ -13,7 +13,8 @@ class Benchmark:
     """A benchmark.
 
     function: "module:function" of this package. compares: one line. checked: how the sides are shown to do the same
-    work. options: besides rounds and out, with what they mean. rounds: by default. examples: words after `bench`.
+    work. options: besides rounds and out, with what they mean. rounds: by default, None where there
+    are none. examples: words after `bench`.
     """
 
     function: str
@@ -21,15 +22,16 @@ class Benchmark:
     checked: str
     examples: Sequence[str]
     options: Mapping[str, str] = field(default_factory=dict)
-    rounds: int = FEWEST_ROUNDS
+    rounds: int | None = FEWEST_ROUNDS
     files: str = "result.md, result.png and result.json"
     notes: str = ""
 
     def text(self, name: str) -> str:
         """What `bench NAME --help` prints."""
+        rounds = {"rounds=N": f"interleaved rounds, at least {FEWEST_ROUNDS}; {self.rounds} by default"}
         options = {
             **self.options,
-            "rounds=N": f"interleaved rounds, at least {FEWEST_ROUNDS}; {self.rounds} by default",
+            **(rounds if self.rounds else {}),
             "out=DIR": f"the folder of {self.files}; outputs/bench/... without it",
         }
         lines = [f"bench {name}: {self.compares}", "", f"usage: python -m trainer {self._usage(name)}", ""]
@@ -78,6 +80,23 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             "calls=N": "forward passes of a sample, 20 by default",
         },
         notes="Preprocessing is on no side. aot_inductor is machine code of the run's directory: name it to run it.",
+    ),
+    "serve": Benchmark(
+        "serve:serve",
+        "a server of predictions at rising rates: latency and answers a second, and where it is saturated",
+        "every answer is 200, 429 or counted as an error",
+        ["serve url=http://127.0.0.1:8000", "serve run=outputs/bert/NAME max_batch=1 seconds=30"],
+        {
+            "url=URL": "a server that runs; its key is read from TRAINER_SERVE_API_KEY",
+            "run=DIR": "starts a server of it, with further words of the verb serve; with url: whose probes are sent",
+            "inputs=PATH": "instead of probes: request bodies in FILE.jsonl, an image, or a folder of images",
+            "rates=A,B,...": "requests a second; without it half of what one client gets, doubled until saturation",
+            "seconds=N": "at each rate, 10 by default",
+            "timeout=N": "seconds until a request counts as an error, 10 by default",
+        },
+        rounds=None,
+        files="index.html, result.md, result.png and result.json",
+        notes="Requests are sent at their times whether the server keeps up or not; latency counts from these times.",
     ),
     "startup": Benchmark(
         "startup:startup",
