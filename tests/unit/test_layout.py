@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"errors", "config", "run", "inference", "data"},
     # Neither `engine` nor `module`: what is served is an export, without Lightning. `data` for the formats of images.
     "serve": {"version", "errors", "config", "run", "data", "export"},
+    "deploy": {"errors", "run", "export"},
     "optim": {"errors", "config", "parts"},
     # `data` only for the type and the size of what a model is evaluated on.
     "inference": {"errors", "config", "run", "data"},
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"profile"},
     # `module` for the loops that `bench` compares with the trainer's.
     "verbs": {*CONTRACTS, "data", "module", "faults", "launch", "engine", "estimate", "inference", "export"}
-    | {"serve", "optim", "strategies", "checkpoint", "observe", "report", "bench"},
+    | {"serve", "deploy", "optim", "strategies", "checkpoint", "observe", "report", "bench"},
     "cli": {"version", "errors", "task", "verbs"},
     "rank": {"errors", "search_path", "faults", "launch", "verbs"},
     "__main__": {"search_path", "cli", "faults"},

@@ -34,18 +34,19 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Format:
-    """module: in this package, with `write(source, folder)` and `open_network(folder)`. packages: that it needs.
-    is_native: it is machine code for one instruction set.
+    """module: in this package, with `write(source, folder)` and `open_network(folder)`. packages: that it needs to
+    run. writers: further ones to be written. is_native: it is machine code for one instruction set.
     """
 
     module: str
     tolerance: Tolerance
     packages: Sequence[str] = ()
+    writers: Sequence[str] = ()
     is_native: bool = False
 
 
 EXACT = Tolerance(1e-4, 1e-5, 0.1)
-ONNX = ("onnx", "onnxruntime", "onnxscript")
+ONNX, ONNX_WRITERS = ("onnx", "onnxruntime"), ("onnxscript",)
 
 # Half precision has 11 significant bits, so an output of 8 is known to 0.004. Eight bits are judged by the metric; the
 # bound on the mean difference is what a metric on few samples does not see. Its unit is the spread: a model that has
@@ -54,10 +55,10 @@ FORMATS: Mapping[str, Format] = {
     "safetensors": Format("weights", EXACT),
     "torch_export": Format("program", EXACT),
     "aot_inductor": Format("compiled", EXACT, is_native=True),
-    "onnx": Format("onnx_file", EXACT, ONNX),
-    "onnx_fp16": Format("onnx_fp16", Tolerance(2e-2, 2e-3, 0.1), ONNX),
-    "onnx_int8": Format("onnx_int8", Tolerance(1.0, 0.1, 0.5, of_spread=True), ONNX),
-    "tensorrt": Format("tensorrt", Tolerance(2e-2, 2e-3, 0.1), ONNX),
+    "onnx": Format("onnx_file", EXACT, ONNX, ONNX_WRITERS),
+    "onnx_fp16": Format("onnx_fp16", Tolerance(2e-2, 2e-3, 0.1), ONNX, ONNX_WRITERS),
+    "onnx_int8": Format("onnx_int8", Tolerance(1.0, 0.1, 0.5, of_spread=True), ONNX, ONNX_WRITERS),
+    "tensorrt": Format("tensorrt", Tolerance(2e-2, 2e-3, 0.1), ONNX, ONNX_WRITERS),
 }
 
 
@@ -67,13 +68,13 @@ def requested(text: str) -> list[str]:
     for name in names:
         if name not in FORMATS:
             raise UserError(f"format={name}: no such format; {nearest(name, list(FORMATS))}")
-        require_packages(name)
+        require_packages(name, FORMATS[name].writers)
     return names
 
 
-def require_packages(name: str) -> None:
-    """Raises: UserError: a package that the format needs is missing."""
-    missing = [package for package in FORMATS[name].packages if find_spec(package) is None]
+def require_packages(name: str, more: Sequence[str] = ()) -> None:
+    """Raises: UserError: a package that the format needs to run, or one more, is missing."""
+    missing = [package for package in (*FORMATS[name].packages, *more) if find_spec(package) is None]
     if missing:
         advice = 'install them with: pip install "hydra-lightning-trainer[export]"'
         raise UserError(f"format={name}: needs {', '.join(missing)}", advice)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.deploy.targets import requested_targets
 from trainer.errors import EXIT_BUG, EXIT_DONE, UserError
 from trainer.export.formats import requested
 from trainer.run.record import Record
@@ -26,15 +28,39 @@ def export(words: Sequence[str]) -> int:
 
     Returns: exit code; 1 where a format is not equal. Raises: UserError: no such run or format, or wrong words.
     """
-    run_dir, names, stored, data_is_named = _parse(words)
+    request = _parse(words)
+    code = _write(request) if request.formats else EXIT_DONE
+    if request.targets and code == EXIT_DONE:
+        from trainer.deploy.source import read_source
+        from trainer.deploy.write import deploy
+
+        for place in deploy(read_source(request.run_dir, request.formats), request.targets):
+            print(f"{place.name}:\n  {place}")
+    return code
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the words ask for. data_is_named: a word says where the data is now."""
+
+    run_dir: Path
+    formats: list[str]
+    targets: list[str]
+    stored: StoredConfig
+    data_is_named: bool
+
+
+def _write(request: _Request) -> int:
+    """Write the formats. Returns: exit code; 1 where one is not equal."""
     from trainer.export.gate import NotEqual
     from trainer.export.write import export_format
 
-    source, gate = open_run(run_dir, stored, data_is_named)
+    run_dir = request.run_dir
+    source, gate = open_run(run_dir, request.stored, request.data_is_named)
     if gate.evaluation is None:
         print(f"note: outputs are compared on example inputs: {gate.reason}", file=sys.stderr)
     failed = False
-    for name in names:
+    for name in request.formats:
         try:
             place, manifest = export_format(source, gate, name)
         except NotEqual as reason:
@@ -51,20 +77,20 @@ def export(words: Sequence[str]) -> int:
     return EXIT_BUG if failed else EXIT_DONE
 
 
-def _parse(words: Sequence[str]) -> tuple[Path, list[str], StoredConfig, bool]:
-    """The run, the formats, the run's configuration, and whether a word says where the data is."""
+def _parse(words: Sequence[str]) -> _Request:
     directories = [word.removeprefix("run=") for word in words if word.startswith("run=")]
     if len(directories) != 1:
         raise UserError("export: needs run=DIR, as in export run=outputs/cnn/NAME format=onnx")
     run_dir = Path(directories[0])
     Record(run_dir).read()
     rest = [word for word in words if not word.startswith("run=")]
-    own = refuse_unknown("export", own_arguments("export", rest), ["format"])
-    if "format" not in own:
+    own = refuse_unknown("export", own_arguments("export", rest), ["format", "deploy"])
+    if not own.keys() & {"format", "deploy"}:
         raise UserError("export: needs format=NAME, as in format=onnx or format=safetensors,onnx_int8")
-    names = requested(own["format"])
+    formats = requested(own["format"]) if "format" in own else []
+    targets = requested_targets(own.get("deploy", ""))
     stored = changed_config("export", run_dir, rest)
-    return run_dir, names, stored, any(word.startswith("data.") for word in rest)
+    return _Request(run_dir, formats, targets, stored, any(word.startswith("data.") for word in rest))
 
 
 def open_run(run_dir: Path, stored: StoredConfig, data_is_named: bool) -> tuple[Source, Gate]:

@@ -201,11 +201,13 @@ Arguments:
     ),
     "export": VerbHelp(
         "write a trained model in formats that need no training code, and prove them equal",
-        "export run=DIR format=NAME[,NAME ...] [KEY=VALUE ...]",
+        "export run=DIR [format=NAME[,NAME ...]] [deploy=NAME[,NAME ...]] [KEY=VALUE ...]",
         f"""\
 Arguments:
   run=DIR              the run's directory
   format=NAME,...      safetensors, torch_export, aot_inductor, onnx, onnx_fp16, onnx_int8, tensorrt
+  deploy=NAME,...      hub, triton, docker, kubernetes: written to DIR/deploy/NAME from these formats, or without
+                       format= from the exports that are there
   KEY=VALUE            data.*, model.path: where the data or the encoder is now; trainer.limit_test_batches,
                        trainer.limit_val_batches, batch.eval_size
 {PLUGINS}
@@ -213,7 +215,11 @@ Arguments:
 Each format goes to DIR/export/NAME. It is compared with the run's network on the run's evaluation data, over several
 batch sizes and lengths; one that differs by more than its tolerance is not written, and what was there before remains.
 Exit code: 0, or 1 where a format differs. docs/exporting.md has the tolerances, and how an export is loaded.""",
-        [f"export run={RUN} format=onnx", "export run=outputs/bert/NAME format=safetensors,onnx,onnx_int8"],
+        [
+            f"export run={RUN} format=onnx",
+            "export run=outputs/bert/NAME format=safetensors,onnx,onnx_int8",
+            f"export run={RUN} deploy=docker,kubernetes",
+        ],
     ),
     "serve": VerbHelp(
         "answer requests over HTTP with an exported model",
