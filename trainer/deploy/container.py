@@ -10,7 +10,6 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-import trainer
 from trainer.deploy.source import Source
 from trainer.export.processing import TextInputs
 
@@ -35,7 +34,7 @@ def write_docker(source: Source, environment: Environment, folder: Path) -> None
     lines = [f"{name}=={version(name)}" for name in sorted(needed)]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     # The package as it exported and proved: an index may have another version, or none.
-    package = Path(trainer.__file__).parent
+    package = Path(__file__).parent.parent
     shutil.copytree(package, folder / "package" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(export.folder, folder / "model")
     python = ".".join(platform.python_version_tuple()[:2])
