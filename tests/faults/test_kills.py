@@ -6,6 +6,8 @@ Runs in `make test-slow`, in about two minutes.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,27 +29,34 @@ MIDDLE = Kill("step", 0.0, "forward", count=11)
 
 
 @pytest.fixture(scope="module")
-def references(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Reference]:
+def reference_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Reference]:
     folder = tmp_path_factory.mktemp("never-killed")
-    return {kind: never_killed(kind.never_killed, folder / str(number)) for number, kind in enumerate(KINDS)}
+
+    @cache
+    def reference(kind: Kind) -> Reference:
+        return never_killed(kind.never_killed, folder / str(KINDS.index(kind)))
+
+    return reference
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_kills_at_random_moments_change_nothing(kind: Kind, references: dict[Kind, Reference], tmp_path: Path) -> None:
-    reference = references[kind]
+def test_kills_at_random_moments_change_nothing(
+    kind: Kind, reference_of: Callable[[Kind], Reference], tmp_path: Path
+) -> None:
+    reference = reference_of(kind)
     kills = draw_kills(random.Random(f"{kind}"), kind, reference, 3)
     assert killed_until_done(kind, reference, tmp_path / "run", kills).differences == [], kills
 
 
 @pytest.mark.parametrize("left_out", ["random_state", "position"])
 def test_what_is_left_out_of_resuming_is_noticed(
-    left_out: str, references: dict[Kind, Reference], tmp_path: Path
+    left_out: str, reference_of: Callable[[Kind], Reference], tmp_path: Path
 ) -> None:
     """The negative control: without a rank's random numbers, or its place in the data, the comparison fails."""
-    killed = killed_until_done(BERT, references[BERT], tmp_path / "run", [MIDDLE], LEAVE_OUT=left_out)
+    killed = killed_until_done(BERT, reference_of(BERT), tmp_path / "run", [MIDDLE], LEAVE_OUT=left_out)
     assert killed.phases == ["step"]
-    assert "model.safetensors/model.head.weight" in killed.differences or len(killed.differences) > 3
+    assert any(difference.startswith("model.safetensors/") for difference in killed.differences)
 
 
-def test_another_run_is_different(references: dict[Kind, Reference]) -> None:
-    assert differences(references[KINDS[0]].run, references[KINDS[3]].run)
+def test_another_run_is_different(reference_of: Callable[[Kind], Reference]) -> None:
+    assert differences(reference_of(KINDS[0]).run, reference_of(KINDS[3]).run)
