@@ -80,9 +80,21 @@ FAULTS = {
     ),
     "best forgotten on resume": Fault(
         "trainer/checkpoint/callback.py",
-        'self.best_value, self.best_step = state["best_value"], state["best_step"]',
-        "self.best_value, self.best_step = None, None",
+        "self.best = self.saved_best = [(value, step) for value, step in saved if step is not None]",
+        "self.best = self.saved_best = []",
         "tests/unit/test_best.py::test_the_best_is_remembered_on_resuming",
+    ),
+    "full disk unnoticed": Fault(
+        "trainer/checkpoint/writing.py",
+        'return f"{error.filename or staged}: {error.strerror or error}"',
+        "return None",
+        "tests/faults/test_storage.py::test_a_full_disk_stops_the_run_which_goes_on_once_there_is_space",
+    ),
+    "rank 0 writes all that is not sharded": Fault(
+        "trainer/checkpoint/shards.py",
+        "elif number % world_size == rank:",
+        "elif rank == 0:",
+        "tests/unit/test_shards.py::test_ranks_divide_what_all_of_them_hold",
     ),
     "early stopping always minimises": Fault(
         "trainer/engine/build.py",

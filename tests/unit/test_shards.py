@@ -58,6 +58,14 @@ def test_a_state_is_put_together_again(num_ranks: int, tmp_path: Path) -> None:
     assert weights.keys() == some_state().keys() - {"optimizer_states"}
 
 
+def test_ranks_divide_what_all_of_them_hold() -> None:
+    _, tensors = split_state(some_state())
+    assert [list(own_parts(tensors, rank, 2)) for rank in (0, 1)] == [
+        ["state_dict.in", "state_dict.half"],
+        ["state_dict.bias", "optimizer_states.0.state.0.exp_avg"],
+    ]
+
+
 def test_without_the_shards_of_a_rank_nothing_is_put_together(tmp_path: Path) -> None:
     """The negative control: each rank has written something that no other has."""
     rest, tensors = split_state(some_state())
