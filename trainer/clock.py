@@ -105,7 +105,9 @@ class StepClock:
         # Of a period that an earlier attempt has begun.
         self.carried: Times | None = None
         self.step_ns = 0
+        # The profiler and the watchdog's heartbeat.
         self.observer: Observer | None = None
+        self.heartbeat: Observer | None = None
         self.since_ns = read_ns()
 
     def enter(self, state: State, network: str = "") -> None:
@@ -113,6 +115,8 @@ class StepClock:
         now = self.read_ns()
         self._count(self.state, self.network, now - self.since_ns)
         self.since_ns, self.state, self.network = now, state, network
+        if self.heartbeat is not None:
+            self.heartbeat.on_state(state, network)
         if self.observer is not None:
             self.observer.on_state(state, network)
 
@@ -120,6 +124,8 @@ class StepClock:
         """A step ends here."""
         self.enter(self.state, self.network)
         self._end_step()
+        if self.heartbeat is not None:
+            self.heartbeat.on_step_end()
         if self.observer is not None:
             self.observer.on_step_end()
 
@@ -236,6 +242,8 @@ class DeviceClock(StepClock):
     def enter(self, state: State, network: str = "") -> None:
         """See StepClock."""
         self._mark(state, network, ends_step=False)
+        if self.heartbeat is not None:
+            self.heartbeat.on_state(state, network)
         if self.observer is not None:
             self.observer.on_state(state, network)
 
@@ -243,6 +251,8 @@ class DeviceClock(StepClock):
         """See StepClock; events that are done are read here, so that they can be used again."""
         self._mark(self.state, self.network, ends_step=True)
         self._settle()
+        if self.heartbeat is not None:
+            self.heartbeat.on_step_end()
         if self.observer is not None:
             self.observer.on_step_end()
 

@@ -33,6 +33,10 @@ class RankFailure(Exception):
     """A rank that was started failed. The message names the rank, the cause and its log; exit code 1."""
 
 
+class MicroBatchTooLarge(RankFailure):
+    """A step did not fit into memory, and a smaller micro-batch is noted: started again, the ranks take it."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One error in the configuration.

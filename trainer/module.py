@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import io
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypeVar
@@ -26,6 +24,7 @@ from trainer.clock import StepClock
 from trainer.collectives import all_gather_bytes, all_reduce_sum, has_peers
 from trainer.config.schema import Config
 from trainer.data.batch import B, MicroBatch, StepBatch
+from trainer.network_strategy import NetworkStrategy
 from trainer.optim.hidden import find_outer_layers, hidden_weights
 from trainer.optim.optimizers import build_optimizer, build_scheduler
 from trainer.own_metrics import OwnMetrics
@@ -33,71 +32,6 @@ from trainer.own_metrics import OwnMetrics
 # Sums over this rank's valid samples of a step, by name, all scalars on the device. `x` is logged as the mean train/x
 # over the global batch; `num_x` is a count and is logged as the rate perf/x_per_s.
 StepSums = dict[str, Tensor]
-
-
-Hook = Callable[..., Any]
-
-
-def overridden(callbacks: Iterable[pl.Callback], name: str) -> list[Hook]:
-    """The hooks of this name that do anything, in the order of the callbacks."""
-    hooks = [getattr(callback, name) for callback in callbacks]
-    return [hook for hook in hooks if getattr(hook, "__func__", None) is not getattr(pl.Callback, name)]
-
-
-class NetworkStrategy:
-    """Mixed into every strategy: handles each network of a module separately. The defaults are for full networks."""
-
-    def accumulating(self, network: str, last: bool) -> AbstractContextManager[object]:
-        """Wrap one forward and backward; gradients of `network` are reduced over ranks in a step's `last` one only."""
-        return nullcontext()
-
-    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Lightning's hook: scale float16 losses and compute gradients, with the hooks that callbacks override."""
-        trainer, module = self._trained
-        scaler = getattr(self._precision, "scaler", None)
-        loss = closure_loss if scaler is None else scaler.scale(closure_loss)
-        for hook in overridden(trainer.callbacks, "on_before_backward"):
-            hook(trainer, module, loss)
-        module.on_before_backward(loss)
-        loss.backward(*args, **kwargs)
-        for hook in overridden(trainer.callbacks, "on_after_backward"):
-            hook(trainer, module)
-        module.on_after_backward()
-        return closure_loss
-
-    def optimizer_step(
-        self,
-        optimizer: Optimizer,
-        closure: Callable[[], Any],
-        model: pl.LightningModule | nn.Module | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Lightning's hook, likewise; where float16 gradients have a scale, Lightning's own."""
-        if getattr(self._precision, "scaler", None) is not None:
-            return super().optimizer_step(optimizer, closure, model, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        trainer, module = self._trained
-        for hook in overridden(trainer.callbacks, "on_before_optimizer_step"):
-            hook(trainer, module, optimizer)
-        module.on_before_optimizer_step(optimizer)
-        return optimizer.step(**kwargs)
-
-    @property
-    def _trained(self) -> tuple[Any, pl.LightningModule]:
-        module = cast(Strategy, self).lightning_module
-        assert module is not None
-        return module.trainer, module
-
-    @property
-    def _precision(self) -> Any:
-        return cast(Strategy, self).precision_plugin
-
-    def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
-        """The norm of all gradients together, a scalar that is the same on all ranks."""
-        return nn.utils.get_total_norm(gradients)
-
-    def clear_gradients(self, optimizer: Optimizer) -> None:
-        """Drop the gradients after a step; keeping zeros in their place would cost memory."""
-        optimizer.zero_grad(set_to_none=True)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config[Any, Any, Any], default=Config)
@@ -124,6 +58,8 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         self.grad_norms: dict[str, Tensor] = {}
         # Learning rate of each network's last step.
         self.last_lrs: dict[str, float] = {}
+        # Whether an update of the last step was skipped, so that the step counts in no metric.
+        self.step_is_skipped = False
         # Metrics of the last evaluation, with prefix; Lightning keeps them in single precision only.
         self.evaluated: dict[str, float] = {}
         # Metrics of the user's own; a task that feeds them builds them.
@@ -192,7 +128,7 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         with self.clock.within("backward", self.clock.network):
             if has_peers():
                 loss.register_hook(self._announce_communication)
-            super().manual_backward(loss, *args, **kwargs)
+            super().manual_backward(self._strategy.guard.marked(loss), *args, **kwargs)
 
     def _announce_communication(self, gradient: Tensor) -> None:
         """Called as a backward pass begins: the engine calls back at its end, in the order in which it was asked, and
@@ -221,6 +157,10 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
             schedulers[position].scheduler.step()  # pyright: ignore[reportCallIssue] - never ReduceLROnPlateau
         self._strategy.clear_gradients(optimizer.optimizer)
 
+    def settle_updates(self) -> None:
+        """Wait until it is known that all updates so far were finite. Raises: NonFinite: one was not."""
+        self._strategy.guard.settle()
+
     @property
     def _strategy(self) -> NetworkStrategy:
         # Lightning does not know this type; every strategy of trainer.strategies is one.
@@ -233,7 +173,7 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         """
         limit = self.config.trainer.gradient_clip_val
         logged = (self.trainer.global_step + 1) % self.config.trainer.log_every_n_steps == 0
-        if limit is None and not logged:
+        if limit is None and not logged and not self._strategy.guard.checks:
             return
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = self._strategy.gradient_norm([p.grad for p in trained if p.grad is not None]).detach()
@@ -242,8 +182,12 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             norm = norm / scaler.get_scale()
+        self.grad_norms[self.network_of(optimizer)] = norm
+
+    def network_of(self, optimizer: Optimizer) -> str:
+        """The name of the network that an optimizer updates."""
         index = [o.optimizer for o in self.trainer.strategy._lightning_optimizers].index(optimizer)
-        self.grad_norms[list(self.networks())[index]] = norm
+        return list(self.networks())[index]
 
     # ---- buffers that differ between ranks
 
@@ -276,6 +220,10 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Lightning's hook: a step starts from this rank's own buffers."""
+        self.restore_own_buffers()
+
+    def restore_own_buffers(self) -> None:
+        """Undo `average_buffers`; a step starts from here."""
         if self.own_buffers is not None:
             for name, buffer in self._tracked_buffers().items():
                 buffer.copy_(self.own_buffers[name])

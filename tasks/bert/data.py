@@ -210,6 +210,11 @@ class TextData(DataModule[BertConfig]):
         columns = [self.splits[name][column] for column in self.columns]
         return [" ".join(row) for row in zip(*columns, strict=True)]
 
+    def describe_samples(self, indices: Sequence[int]) -> list[str]:
+        """See DataModule: the texts."""
+        rows = self.splits["train"].select(indices)
+        return [" ".join(row) for row in zip(*(rows[column] for column in self.columns), strict=True)]
+
     def _all_sets(self) -> Mapping[str, TokenSet]:
         return {"train": self.token_sets["train"], **self.token_sets}
 

@@ -40,16 +40,17 @@ ALLOWED: dict[str, set[str]] = {
     # `data` only for the type and the size of what a model is evaluated on.
     "inference": {"errors", "config", "run", "data"},
     "data": {"errors", "clock", "network", "config", "run", "estimate", "parts"},
-    "module": {"clock", "collectives", "config", "data", "optim", "own_metrics"},
+    "network_strategy": set(),
+    "module": {"clock", "collectives", "config", "data", "network_strategy", "optim", "own_metrics"},
     "callbacks": {"errors", "config", "module", "parts"},
-    "faults": {"errors", "collectives"},
+    "faults": {"errors", "collectives", "config", "run", "data", "module", "network_strategy", "clock", "world"},
     "launch": {*CONTRACTS, "faults"},
-    "strategies": {*CONTRACTS, "module"},
+    "strategies": {*CONTRACTS, "module", "network_strategy"},
     "checkpoint": {*CONTRACTS, "faults", "data", "generators", "module", "observe", "optim"},
     "observe": {*CONTRACTS, "data", "module"},
     "profile": {"errors", "clock", "config", "run"},
     "engine": {*CONTRACTS, "callbacks", "faults", "data", "module", "strategies", "checkpoint", "observe", "report"}
-    | {"profile"},
+    | {"network_strategy", "profile"},
     # `module` for the loops that `bench` compares with the trainer's.
     "verbs": {*CONTRACTS, "data", "module", "faults", "launch", "engine", "estimate", "inference", "export"}
     | {"serve", "deploy", "optim", "strategies", "checkpoint", "observe", "report", "bench"},

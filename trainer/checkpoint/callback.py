@@ -150,6 +150,7 @@ class Checkpointing(pl.Callback):
         Raises: UserError: the storage has refused it, or the one before, and training must not go on.
         """
         self._settle(trainer)
+        module.settle_updates()
         with self.clock.within("checkpoint"):
             module.average_buffers()
             # On all ranks: each has a part of it.

@@ -18,6 +18,7 @@ OWNERS = {
     "gradient_accumulation_steps": "batch.global_size, batch.micro_size and the number of ranks",
     "gradient_clipping": "trainer.gradient_clip_val",
     "bf16.enabled": "trainer.precision",
+    "bf16.check_grad_overflow": "faults.on_nonfinite",
     "fp16.enabled": "trainer.precision",
     "torch_autocast.enabled": "trainer.precision",
     "torch_autocast.dtype": "trainer.precision",
@@ -47,7 +48,7 @@ def engine_config(config: Config, world_size: int) -> dict[str, Any]:
 def owned_values(config: Config, world_size: int) -> dict[str, Any]:
     """The values of OWNERS' keys that follow from the run's configuration."""
     share = config.batch.global_size // world_size
-    micro = min(config.batch.micro_size or share, share)
+    micro = min(config.batch.fixed_micro_size or share, share)
     return {
         "train_batch_size": config.batch.global_size,
         "train_micro_batch_size_per_gpu": micro,
@@ -55,6 +56,8 @@ def owned_values(config: Config, world_size: int) -> dict[str, Any]:
         # Without this key DeepSpeed clips at 1.0.
         "gradient_clipping": config.trainer.gradient_clip_val or 0.0,
         "bf16.enabled": config.trainer.precision == "bf16-true",
+        # As it does by itself in float32.
+        "bf16.check_grad_overflow": True,
         "fp16.enabled": False,
         "torch_autocast.enabled": config.trainer.precision == "bf16-mixed",
         "torch_autocast.dtype": "bfloat16",

@@ -16,6 +16,7 @@ NOT_IDENTITY = frozenset(
     {
         "batch.micro_size",
         "checkpoint",
+        "faults",  # run.json has the steps that were skipped
         "init",  # by the content of its file, see `identity`
         "launch",
         "logger",

@@ -50,7 +50,7 @@ def _resized_problems(config: Config, local_world_size: int, low: int, high: int
         if any(size % number for number in ranks):
             advice = f"{strategy.name} on {low} to {high} nodes needs a multiple of {math.lcm(*ranks)}; or use fsdp2"
             yield Problem("batch.global_size", size, advice)
-    micro = config.batch.micro_size
+    micro = config.batch.fixed_micro_size
     largest_share = -(-size // (low * local_world_size))
     if isinstance(strategy, DDPConfig) and strategy.static_graph and micro is not None and micro < largest_share:
         advice = f"on {counted(low, 'node')} a rank has {largest_share} samples, several micro-batches of {micro}"

@@ -141,10 +141,16 @@ class BatchConfig:
 
     global_size: Count
     """Samples of one optimizer step, over all ranks."""
-    micro_size: Count | None
-    """Samples of one forward and backward pass on one rank; null takes the rank's whole share."""
+    micro_size: Count | Literal["auto"] | None
+    """Samples of one forward and backward pass on one rank; null takes the rank's whole share, auto as much of it as
+    fits into memory."""
     eval_size: Count
     """Samples of one evaluation batch on one rank."""
+
+    @property
+    def fixed_micro_size(self) -> int | None:
+        """`micro_size`, and None where it does not limit a rank's share."""
+        return None if self.micro_size == "auto" else self.micro_size
 
 
 @settings
@@ -241,6 +247,9 @@ class LaunchConfig(Named):
 
     timeout_s: Positive
     """Longest wait in a collective before the run fails, seconds."""
+    hang_timeout_s: Positive | Literal["auto"] | None
+    """Longest step before the ranks are ended with a page that says where each is, seconds; auto is 20 times the
+    longest of the last 50 steps, within 60 and timeout_s; null is never."""
     max_restarts: Annotated[int, Field(ge=0)]
     """Restarts of all ranks from the newest checkpoint after one has failed, at most."""
     min_nodes: Count | None
@@ -251,6 +260,19 @@ class LaunchConfig(Named):
     """HOST:PORT of the node where several nodes rendezvous; null takes SLURM's first node."""
     interface: str | None
     """Network interface between nodes, such as ib0; null takes the one with the route to the endpoint."""
+
+
+@settings
+class FaultsConfig:
+    """What a run does when something goes wrong. See docs/faults.md."""
+
+    on_nonfinite: Literal["stop", "skip", "rollback"]
+    """At a loss or gradient that is not finite: stop, skip the step's update, or return to the last checkpoint and then
+    skip it."""
+    max_skipped_steps: Count
+    """Steps of a run whose update may be skipped; one more stops the run."""
+    verify_replicas_every_n_steps: Count | None
+    """Steps between comparisons of the weights of all ranks, bit by bit; null is never."""
 
 
 @settings
@@ -329,6 +351,7 @@ class Config(Generic[TaskT, ModelT, DataT]):
     init: InitConfig
     run: RunConfig
     launch: LaunchConfig
+    faults: FaultsConfig
     sweep: SweepConfig
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     """Seed of all random numbers of a run."""

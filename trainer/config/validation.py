@@ -54,7 +54,7 @@ def _length(config: Config, world: World) -> Iterator[Problem]:
 
 
 def _batch(config: Config, world: World) -> Iterator[Problem]:
-    size, ranks, micro = config.batch.global_size, world.world_size, config.batch.micro_size
+    size, ranks, micro = config.batch.global_size, world.world_size, config.batch.fixed_micro_size
     if world.resized:
         return
     if size % ranks:
@@ -98,6 +98,10 @@ def _strategy(config: Config, world: World, task: TaskSpec) -> Iterator[Problem]
         yield Problem("optimizer", "muon", f"needs full matrices, which {name} shards; use adamw, or strategy=ddp")
     if name.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         yield Problem("strategy", name, "the package deepspeed is not installed; use fsdp2 or ddp")
+    every_n_steps = config.faults.verify_replicas_every_n_steps
+    if every_n_steps is not None and not isinstance(strategy, DeepSpeedFileConfig) and shards_parameters(strategy):
+        advice = f"{name} shards the weights, so no two ranks hold the same ones; use null"
+        yield Problem("faults.verify_replicas_every_n_steps", every_n_steps, advice)
     problems = list(file_problems(config, world.world_size)) if isinstance(strategy, DeepSpeedFileConfig) else []
     yield from problems
     if not problems and task.needs_full_parameters and shards_parameters(strategy):
@@ -107,7 +111,8 @@ def _strategy(config: Config, world: World, task: TaskSpec) -> Iterator[Problem]
 
 def _ddp(config: Config, strategy: DDPConfig, world: World) -> Iterator[Problem]:
     share = config.batch.global_size // world.world_size
-    if strategy.static_graph and (config.batch.micro_size or share) < share:
+    several = config.batch.micro_size == "auto" or (config.batch.fixed_micro_size or share) < share
+    if strategy.static_graph and several:
         advice = "torch cannot record the graph of several micro-batches; use false, or batch.micro_size=null"
         yield Problem("strategy.static_graph", True, advice)
     if strategy.gradient_compression == "bf16" and world.accelerator == "cpu":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
@@ -61,6 +61,10 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
         """Hash of the training and evaluation samples, so that a run is not resumed on others; None where unknown."""
         return None
 
+    def describe_samples(self, indices: Sequence[int]) -> list[str]:
+        """Training samples in words, one line each, for pages about a step; an empty list without words."""
+        return []
+
     def describe(self) -> Mapping[str, object]:
         """Facts for the run's record: source, sizes, fingerprint, and what was held out."""
         return {name: len(dataset) for name, dataset in self.sets.items()}
@@ -72,7 +76,7 @@ class DataModule(pl.LightningDataModule, Generic[ConfigT]):
     def train_dataloader(self) -> StepLoader[MicroBatch]:
         """This rank's training batches; see StepLoader."""
         trainer = self._trainer
-        micro_size = self.config.batch.micro_size or self.config.batch.global_size
+        micro_size = self.config.batch.fixed_micro_size or self.config.batch.global_size
         sampler = self.train_sampler()
         return StepLoader(
             self.sets["train"],

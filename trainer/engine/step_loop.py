@@ -12,7 +12,8 @@ from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from trainer.module import Hook, TrainingModule, overridden
+from trainer.module import TrainingModule
+from trainer.network_strategy import Hook, overridden
 
 
 class StepLoop(_TrainingEpochLoop):

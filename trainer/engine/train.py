@@ -6,11 +6,14 @@ networks; everything else is built here.
 
 from __future__ import annotations
 
+import gc
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
 from trainer.callbacks.build import build_callbacks
@@ -19,7 +22,7 @@ from trainer.checkpoint.random_state import RandomState
 from trainer.checkpoint.resume import choose_checkpoint, choose_final_checkpoint
 from trainer.checkpoint.start import choose_start
 from trainer.checkpoint.weights import WEIGHTS, first_mismatch, read_state, write_weights
-from trainer.collectives import decide_on_rank_0
+from trainer.collectives import decide_on_rank_0, has_peers
 from trainer.config.schema import Config
 from trainer.data.module import DataModule
 from trainer.engine.build import (
@@ -31,9 +34,14 @@ from trainer.engine.build import (
 )
 from trainer.engine.last_evaluation import check_interval, evaluate_after_last_step, num_steps
 from trainer.engine.time_limit import TimeLimit
-from trainer.errors import UserError, counted
+from trainer.errors import MicroBatchTooLarge, UserError, counted
+from trainer.faults.heartbeat import Heartbeat
+from trainer.faults.nonfinite import NonFiniteGuard, RolledBack
+from trainer.faults.out_of_memory import shrink, with_found_micro_size
+from trainer.faults.replicas import build_verification
 from trainer.faults.stop import StopOnSignal, StopRequested
 from trainer.module import TrainingModule
+from trainer.network_strategy import StepOutOfMemory
 from trainer.observe.account import close_account
 from trainer.observe.bar import open_console
 from trainer.observe.loggers import build_loggers, finish_loggers
@@ -55,8 +63,27 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
 
     Args: mapping: the configuration as written to config.yaml.
     Raises: UserError: the data, the model or the device is not as configured, or the run cannot be resumed.
-        StopRequested: a signal has stopped the run.
+        StopRequested: a signal has stopped the run. NonFinite: a loss or gradient is not finite.
     """
+    while True:
+        fitting = with_found_micro_size(config, run_dir)
+        try:
+            return _train(fitting, mapping, task, world, run_dir)
+        except RolledBack as request:
+            message = str(request)
+        except StepOutOfMemory as error:
+            message = shrink(config, fitting, world, run_dir, error)
+            if has_peers():
+                raise MicroBatchTooLarge(message) from None
+        # Here the traceback is gone, which held the networks.
+        gc.collect()
+        torch.cuda.empty_cache()
+        if world.rank == 0:
+            print(message, file=sys.stderr, flush=True)
+
+
+def _train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World, run_dir: Path) -> Outcome:
+    """See `train`. Raises: RolledBack: also where the run goes on from its newest checkpoint."""
     console = open_console()
     clock = build_clock(world)
     record = Record(run_dir)
@@ -83,7 +110,9 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
     # Saving comes last: a checkpoint holds what the others have made of the step.
     parts = [*bar, *origin.callbacks, *build_callbacks(config), *early_stopping, *time_limit]
     profiled = build_profiled_steps(config, world.rank, run_dir, clock)
-    callbacks: list[Callback] = [RandomState(), metrics, stop, *profiled, *parts, saving]
+    guard = NonFiniteGuard(config, run_dir)
+    faults = [Heartbeat(config, world, run_dir, clock), *build_verification(config, world)]
+    callbacks: list[Callback] = [RandomState(), *faults, metrics, guard, stop, *profiled, *parts, saving]
     loggers = build_loggers(config, mapping, record) if world.rank == 0 else []
     trainer = build_trainer(config, world, run_dir, callbacks, loggers, build_hook_times(config, world.rank, run_dir))
     evaluate_after_last_step(trainer, config)
@@ -92,7 +121,7 @@ def train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World,
         # Lightning counts an epoch that max_steps has cut short as completed, but not where nothing is left to train.
         trainer.fit_loop.epoch_progress.current.completed = metrics.epoch
         model_file = finish(config, trainer, module, data, run_dir, saving.best_step)
-    except StopRequested:
+    except (StopRequested, RolledBack, StepOutOfMemory):
         finish_loggers(loggers, 1, None)
         raise
     cause, account = _cause(trainer), close_account(clock, config, world.accelerator, metrics.efficiency())

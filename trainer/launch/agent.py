@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.identity import identity_hash
 from trainer.config.nodes import node_range
 from trainer.config.schema import Config, LaunchConfig
-from trainer.errors import EXIT_STOPPED, EXIT_USER, RankFailure, UserError
+from trainer.errors import EXIT_STOPPED, EXIT_USER, MicroBatchTooLarge, RankFailure, UserError
+from trainer.faults.hang_page import error_lines, newest_page
 from trainer.faults.signals import STOP_FILE_VARIABLE, handle_stop_signals
 from trainer.launch.discover import rendezvous_endpoint
 from trainer.launch.network import LOOPBACK, LOOPBACK_BACKEND, NODES_BACKEND
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 # Ranks that survive a dead peer get this long to end by themselves before they are killed.
 SHUTDOWN_TIMEOUT_S = 5
+# Exceptions of ranks whose message says it all, so that a traceback would only hide it.
+KNOWN_FAILURE = re.compile(r"(PeerLost|NonFinite|ReplicasDiffer|MicroBatchTooLarge): ")
 
 
 def start_ranks(world: World, launch: LaunchConfig, verb: str, run_dir: Path, words: Sequence[str]) -> Any:
@@ -110,19 +114,21 @@ def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> N
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     if config.max_restarts:
         failures = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
-        failures.addHandler(_RestartReport(logging.ERROR))
+        failures.addHandler(_RestartReport(run_dir))
         failures.setLevel(logging.ERROR)
         failures.propagate = False
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
     on_one_host = options["rdzv_backend"] == LOOPBACK_BACKEND
     secret = new_secret() if on_one_host else job_secret(options["run_id"])
+    started_s = time.time()
     with _forwarding_signals() as received, shared_with_ranks(secret):
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
             if _stopped(error, received):
                 raise SystemExit(EXIT_STOPPED) from None
-            raise _first_cause(error, run_dir) from None
+            page = newest_page(run_dir, started_s) if run_dir else None
+            raise RankFailure("\n".join(error_lines(page))) if page else _first_cause(error, run_dir) from None
         except RendezvousError as error:
             raise RankFailure(f"the nodes did not meet at {config.rdzv_endpoint}: {error}") from error
         finally:
@@ -130,14 +136,24 @@ def run_agent(command: Sequence[str], run_dir: Path | None, **options: Any) -> N
 
 
 class _RestartReport(logging.Handler):
-    """Prints a line for a failure after which elastic restarts the ranks: elastic itself writes only to its log."""
+    """Prints a line for a failure after which elastic restarts the ranks: elastic itself writes only to its log.
+
+    The first lines of a page about a hang say why its ranks were ended.
+    """
+
+    def __init__(self, run_dir: Path | None) -> None:
+        super().__init__(logging.ERROR)
+        self.run_dir, self.since_s = run_dir, time.time()
 
     def emit(self, record: logging.LogRecord) -> None:
         """The arguments of elastic's record are exit code, local rank, process, command."""
         if record.msg.startswith("failed (exitcode") and isinstance(record.args, tuple):
             code = int(str(record.args[0]))
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-            print(f"rank {record.args[1]} of this host {how}", file=sys.stderr)
+            page = newest_page(self.run_dir, self.since_s) if self.run_dir else None
+            self.since_s = time.time()
+            lines = error_lines(page) if page else [f"rank {record.args[1]} of this host {how}"]
+            print("\n".join(lines), file=sys.stderr)
 
 
 def _first_cause(error: ChildFailedError, run_dir: Path | None) -> Exception:
@@ -159,8 +175,9 @@ def _first_cause(error: ChildFailedError, run_dir: Path | None) -> Exception:
         name = signal.Signals(-failure.exitcode).name
         hint = "; out of memory?" if name == "SIGKILL" else ""
         return RankFailure(f"rank {rank} was ended by {name}{hint}.{where}")
-    if isinstance(data, dict) and data["message"].startswith("PeerLost: "):
-        return RankFailure(data["message"].removeprefix("PeerLost: "))
+    if isinstance(data, dict) and (known := KNOWN_FAILURE.match(data["message"])):
+        kind = MicroBatchTooLarge if known[1] == MicroBatchTooLarge.__name__ else RankFailure
+        return kind(data["message"][known.end() :])
     if isinstance(data, dict):
         trace = data["extraInfo"]["py_callstack"].rstrip()
         return RankFailure(f"{trace}\nrank {rank} failed first, as above.{where}")

@@ -74,6 +74,12 @@ class TrainingMetrics(pl.Callback):
             self._add(trainer, pl_module, outputs, batch)
 
     def _add(self, trainer: pl.Trainer, module: TrainingModule, sums: StepSums, batch: StepBatch[Any]) -> None:
+        if not module.step_is_skipped:
+            self._add_sums(trainer, module, sums, batch)
+        if trainer.global_step % self.log_every_n_steps == 0:
+            self.log_window(trainer)
+
+    def _add_sums(self, trainer: pl.Trainer, module: TrainingModule, sums: StepSums, batch: StepBatch[Any]) -> None:
         self.names = list(sums)
         self.of_step = torch.stack([value.detach().to(torch.float64) for value in sums.values()])
         if self.sums is None:
@@ -84,8 +90,6 @@ class TrainingMetrics(pl.Callback):
         self.num_steps += 1
         self.epoch = trainer.current_epoch
         self.optim = _optimizer_metrics(module)
-        if trainer.global_step % self.log_every_n_steps == 0:
-            self.log_window(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what is left, also where a run resumes after its last step.

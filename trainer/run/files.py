@@ -27,6 +27,7 @@ LOGS_DIR = "logs"
 WANDB_DIR = "wandb"
 PROFILE_DIR = "profile"
 EXPORT_DIR = "export"
+FAULTS_DIR = "faults"  # pages that explain what went wrong
 CHECKPOINTS_DIR = "checkpoints"
 STATE_FILE = "state.ckpt"  # of a checkpoint
 MANIFEST_FILE = "manifest.json"  # of a checkpoint

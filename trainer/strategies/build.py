@@ -9,7 +9,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy, Strategy
 
 from trainer.config.schema import Config
 from trainer.config.strategies import DDPConfig, DeepSpeedFileConfig, FSDP2Config, ZeroConfig
-from trainer.module import NetworkStrategy
+from trainer.network_strategy import NetworkStrategy
 from trainer.strategies.ddp import NetworkDDPStrategy
 from trainer.world import World
 

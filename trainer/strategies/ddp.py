@@ -12,7 +12,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config.strategies import DDPConfig
-from trainer.module import NetworkStrategy, TrainingModule
+from trainer.module import TrainingModule
+from trainer.network_strategy import NetworkStrategy
 
 
 class ParallelNetworkStrategy(NetworkStrategy, DDPStrategy):

@@ -29,6 +29,8 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
     engine_config: DeepSpeed's configuration of each engine.
     """
 
+    whole_networks = False
+
     def __init__(self, engine_config: dict[str, Any], timeout: timedelta) -> None:
         super().__init__(timeout=timeout)
         self.engine_config = engine_config
@@ -96,11 +98,16 @@ class DeepSpeedStrategy(ParallelNetworkStrategy):
         model: pl.LightningModule | nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Lightning's hook: the engine clips, steps and clears gradients, and reports their global norm."""
+        """Lightning's hook: the engine clips, steps and clears gradients, and reports their global norm.
+
+        It skips an update whose gradient is not finite, on all ranks and silently.
+        """
         name = self._name_of(optimizer)
         engine = self.engines[name]
         engine.step()
         self.training_module.grad_norms[name] = torch.as_tensor(engine.get_global_grad_norm())
+        if engine.optimizer.overflow:
+            self.guard.found(optimizer)
 
     def clear_gradients(self, optimizer: Optimizer) -> None:
         """See NetworkStrategy; the engine clears them in its step."""

@@ -38,6 +38,8 @@ class FSDP2Strategy(ParallelNetworkStrategy):
     gathers: whether a checkpoint's state holds full tensors, on rank 0; else each rank's holds its shards.
     """
 
+    whole_networks = False
+
     def __init__(self, options: FSDP2Config, timeout: timedelta, gathers: bool) -> None:
         super().__init__(timeout=timeout)
         self.options, self.gathers = options, gathers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,8 @@ from omegaconf import OmegaConf
 
 from trainer.config.compose import compose_mapping, without_secrets
 from trainer.config.nodes import node_range
-from trainer.errors import EXIT_DONE, EXIT_STOPPED, UserError, nearest
+from trainer.config.schema import Config
+from trainer.errors import EXIT_DONE, EXIT_STOPPED, MicroBatchTooLarge, UserError, nearest
 from trainer.faults.signals import create_stop_file, stop_before_training, stop_requested
 from trainer.launch.agent import start_nodes, start_ranks
 from trainer.launch.nsys import needs_nsys, note_run, run_under_nsys
@@ -24,6 +26,7 @@ from trainer.run.outcome import Outcome
 from trainer.run.record import Record
 from trainer.run.stored_config import plugins_word
 from trainer.verbs.prepare import Options, PreparedRun, prepare, take_options
+from trainer.world import World
 
 
 def fit(words: Sequence[str]) -> int:
@@ -88,7 +91,7 @@ def _fit_here(prepared: PreparedRun) -> Outcome:
     with run.attempt(world.launcher, world.world_size, stop_requested):
         if world.launcher == "elastic":
             words = [*plugins_word(config.plugins), *prepared.own_words]
-            ended = start_ranks(world, config.launch, "fit", run.directory, words)
+            ended = _start_ranks(world, config, run.directory, words)
             outcome = Outcome(run.directory, **ended)
             if outcome.status == "stopped":
                 _print_stop(outcome.cause)
@@ -96,6 +99,15 @@ def _fit_here(prepared: PreparedRun) -> Outcome:
         set_up_rank_logs(run.directory, world)
         with process_group(config, world):
             return fit_on_rank(prepared, run.directory)
+
+
+def _start_ranks(world: World, config: Config, run_dir: Path, words: Sequence[str]) -> Any:
+    """Start the ranks, again for as long as they find that their micro-batches have to be smaller."""
+    while True:
+        try:
+            return start_ranks(world, config.launch, "fit", run_dir, words)
+        except MicroBatchTooLarge as failure:
+            print(failure, file=sys.stderr)
 
 
 def _print_stop(cause: str) -> None:

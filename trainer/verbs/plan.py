@@ -82,7 +82,7 @@ def batch_arithmetic(prepared: PreparedRun, sizes: ModelSizes | None) -> Batch:
     """How the global batch is split over ranks and micro-batches, and how many steps a run has."""
     config, trainer = prepared.config, prepared.config.trainer
     share = config.batch.global_size // prepared.world.world_size
-    micro = min(config.batch.micro_size or share, share)
+    micro = min(config.batch.fixed_micro_size or share, share)
     per_epoch = None
     if sizes is not None and sizes.num_samples is not None:
         per_epoch = -(-sizes.num_samples // config.batch.global_size)

@@ -65,7 +65,7 @@ class Steps:
 
     def __iter__(self) -> Iterator[tuple[list[Any], int]]:
         sampler, train = self.data.train_sampler(), self.data.sets["train"]
-        micro_size, epoch = self.config.batch.micro_size or self.config.batch.global_size, 0
+        micro_size, epoch = self.config.batch.fixed_micro_size or self.config.batch.global_size, 0
         while True:
             for indices in sampler.epoch_batches(epoch):
                 micros = split_step(indices, Share(0, 1), micro_size)

@@ -64,7 +64,7 @@ def _loading(prepared: PreparedRun, run_dir: Path) -> Work:
     data.read_input_spec(run_dir)
     data.load(device)
     sampler, share = data.train_sampler(), Share(world.rank, world.world_size)
-    micro = config.batch.micro_size or config.batch.global_size
+    micro = config.batch.fixed_micro_size or config.batch.global_size
     ahead = config.performance.prefetch_batches
 
     def load(number: int) -> Mapping[str, float]:

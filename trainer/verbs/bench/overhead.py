@@ -29,7 +29,7 @@ def overhead(words: Sequence[str]) -> int:
     config = prepare(overrides, options).config
     if config.trainer.precision != "32-true":
         raise UserError(f"trainer.precision={config.trainer.precision}: the loop by hand knows only 32-true")
-    if (config.batch.micro_size or config.batch.global_size) < config.batch.global_size:
+    if (config.batch.fixed_micro_size or config.batch.global_size) < config.batch.global_size:
         raise UserError(f"batch.micro_size={config.batch.micro_size}: automatic optimization takes whole batches here")
     from trainer.verbs.bench import loops
 

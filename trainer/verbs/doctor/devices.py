@@ -127,7 +127,7 @@ def room_findings(report: Mapping[str, Any], config: Config, world: World) -> It
     share = config.batch.global_size // world.world_size
     if world.accelerator != "cuda" or sizes is None or share == 0:
         return
-    micro = min(config.batch.micro_size or share, share)
+    micro = min(config.batch.fixed_micro_size or share, share)
     precision, ranks = config.trainer.precision, world.world_size
     memory = estimate(config.strategy, precision, config.optimizer, sizes, ranks, micro)
     smallest = min(gpu["total"] for gpu in report["gpus"])

@@ -1,0 +1,181 @@
+"""What happens at a loss or gradient that is not finite, decided before an update is applied.
+
+The gradient of a step is a sum over ranks, and a value that is not finite stays so in a sum. So the norm of the reduced
+gradient answers for all ranks, and nothing more is exchanged: with gradient clipping the norm is there already. A loss
+that is not finite is multiplied into its own gradient, which makes that not finite too. ZeRO looks at its norm itself.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainer.collectives import all_gather_json, decide_on_rank_0
+from trainer.config.schema import Config
+from trainer.data.batch import StepBatch
+from trainer.data.module import DataModule
+from trainer.errors import RankFailure
+from trainer.faults.nonfinite_page import NonFiniteStep, write_page
+from trainer.faults.replay import first_bad_weight, replay
+from trainer.module import TrainingModule
+from trainer.network_strategy import UpdateGuard
+from trainer.run.record import Record
+
+RECORD_KEY = "skipped_steps"
+
+
+class NonFinite(RankFailure):
+    """A loss or gradient is not finite, and the run stops. The message says where, in three lines."""
+
+
+class RolledBack(Exception):
+    """The run returns to its newest checkpoint. The message is for the terminal."""
+
+
+class NonFiniteGuard(pl.Callback, UpdateGuard):
+    """Stops, skips or rolls back as faults.on_nonfinite says; all ranks take the same decision at the same update.
+
+    On the CPU the norm is read where it is computed. On a GPU that would wait for the device in each step, so where the
+    run is to stop and the optimizer is fused, the device itself skips the update, and the norm is read a step later:
+    no update is applied after it. float16 gradients overflow in ordinary steps: Lightning's scaler skips these.
+    """
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self.options, self.run_dir = config.faults, run_dir
+        self.checks = config.trainer.precision != "16-mixed"
+        self.listed: set[int] = set(decide_on_rank_0(lambda: Record(run_dir).read().get(RECORD_KEY, [])))
+        self.trainer: pl.Trainer | None = None
+        self.step: NonFiniteStep | None = None
+        self.buffers: list[Tensor] = []
+        self.pending: _DeviceAnswer | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Lightning's hook: guard the strategy's updates."""
+        self.trainer = trainer
+        trainer.strategy.guard = self  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: StepBatch[Any], batch_idx: int
+    ) -> None:
+        """Lightning's hook: keep what a step that is skipped would leave in buffers, such as BatchNorm's."""
+        module = _checked(pl_module)
+        module.step_is_skipped = False
+        self.step = NonFiniteStep(trainer.global_step + 1, batch, batch_idx)
+        if self.options.on_nonfinite == "skip" or self.step.number in self.listed:
+            module.restore_own_buffers()
+            self.buffers = [buffer.clone() for network in module.networks().values() for buffer in network.buffers()]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lightning's hook: restore the buffers after a step that was skipped."""
+        module = _checked(pl_module)
+        if module.step_is_skipped:
+            now = [buffer for network in module.networks().values() for buffer in network.buffers()]
+            for buffer, before in zip(now, self.buffers, strict=True):
+                buffer.copy_(before)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning's hook: the last step counts too."""
+        self.settle()
+
+    def marked(self, loss: Tensor) -> Tensor:
+        """See UpdateGuard: its gradient is exactly as before where the loss is finite, and else NaN."""
+        assert self.step is not None
+        if not self.checks:
+            return loss
+        is_skipped = self._module.step_is_skipped or self.step.number in self.listed
+        return loss * math.nan if is_skipped else loss * (loss.detach() * 0 + 1)
+
+    def allows(self, optimizer: Optimizer) -> bool:
+        """See UpdateGuard."""
+        if not self.checks:
+            return True
+        self.settle()
+        norm = self._module.grad_norms[self._module.network_of(optimizer)]
+        if norm.is_cuda and self.options.on_nonfinite == "stop" and getattr(optimizer, "_step_supports_amp_scaling", 0):
+            bad = ~norm.isfinite()
+            optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+            assert self.step is not None
+            self.pending = _DeviceAnswer(bad, self.step, optimizer)
+            return True
+        finite = bool(norm.isfinite())
+        if not finite:
+            self.found(optimizer)
+        return finite
+
+    def settle(self) -> None:
+        """See UpdateGuard."""
+        pending, self.pending = self.pending, None
+        if pending is not None and pending.read():
+            self.step = pending.step
+            self.found(pending.optimizer)
+
+    def found(self, optimizer: Optimizer) -> None:
+        """See UpdateGuard. Raises: NonFinite: the run stops. RolledBack: it returns to a checkpoint."""
+        step = self.step
+        assert step is not None
+        if self._module.step_is_skipped or step.number in self.listed:
+            self._module.step_is_skipped = True
+            return
+        lines = self._explain(step, self._module.network_of(optimizer))
+        policy, limit = self.options.on_nonfinite, self.options.max_skipped_steps
+        if policy == "stop":
+            raise NonFinite("\n".join([*lines, "faults.on_nonfinite=skip or rollback skips such a step"]))
+        if len(self.listed) >= limit:
+            raise NonFinite("\n".join([*lines, f"faults.max_skipped_steps={limit}: so many have been skipped already"]))
+        self.listed.add(step.number)
+        decide_on_rank_0(lambda: Record(self.run_dir).update(**{RECORD_KEY: sorted(self.listed)}))
+        if policy == "rollback":
+            raise RolledBack("\n".join([*lines, "returning to the newest checkpoint; then the step is skipped"]))
+        self._module.step_is_skipped = True
+        if self._trainer.is_global_zero:
+            print("\n".join([*lines, f"skipped ({len(self.listed)} of {limit})"]), file=sys.stderr, flush=True)
+
+    def _explain(self, step: NonFiniteStep, network: str) -> list[str]:
+        """Find the cause on all ranks and write the page. Returns: its first two lines."""
+        module, data = self._module, self._trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(data, DataModule)
+        weight = first_bad_weight(module.networks())
+        findings = replay(module, step.batch, step.batch_idx, module._strategy.whole_networks)
+        found = {"weight": weight, "micro_batches": [finding.as_record() for finding in findings]}
+        ranks = all_gather_json(found)
+        return decide_on_rank_0(lambda: write_page(self.run_dir, step.number, network, ranks, data))
+
+    @property
+    def _trainer(self) -> pl.Trainer:
+        assert self.trainer is not None
+        return self.trainer
+
+    @property
+    def _module(self) -> TrainingModule:
+        return _checked(self._trainer.lightning_module)
+
+
+class _DeviceAnswer:
+    """A flag on its way from the device."""
+
+    def __init__(self, flag: Tensor, step: NonFiniteStep, optimizer: Optimizer) -> None:
+        self.step, self.optimizer = step, optimizer
+        self.host = torch.empty((), dtype=torch.bool, pin_memory=True)
+        self.host.copy_(flag, non_blocking=True)
+        self.copied = torch.cuda.Event()
+        self.copied.record()
+
+    def read(self) -> bool:
+        """The flag. The device has passed it by the time of the next update: there is a whole step in between."""
+        self.copied.synchronize()
+        return bool(self.host)
+
+
+def _checked(module: pl.LightningModule) -> TrainingModule:
+    if not isinstance(module, TrainingModule):
+        raise TypeError(f"{type(module).__name__} is no TrainingModule")
+    return module
