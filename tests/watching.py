@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from conftest import REPOSITORY, SPIRALS
 
 from trainer.cli import main
@@ -117,3 +118,15 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, alive: Callable[
         assert alive(), "the process has ended"
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
         time.sleep(0.05)
+
+
+def leftovers(directory: Path) -> list[int]:
+    """Processes that still run in a directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(directory):
+                found.append(process.pid)
+        except (psutil.AccessDenied, psutil.NoSuchProcess, FileNotFoundError):
+            continue
+    return found

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from conftest import REPOSITORY, SPIRALS
 from warm import WarmPopen, run_warm
-from watching import wait_until
+from watching import leftovers, wait_until
 
 FAULTY = REPOSITORY / "tests" / "fixtures" / "faulty"
 WORDS = [
@@ -29,17 +29,6 @@ WORDS = [
 COMMAND = ["-m", "trainer", *WORDS]
 
 
-def leftovers(directory: Path) -> list[int]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(directory):
-                found.append(process.pid)
-        except (psutil.AccessDenied, psutil.NoSuchProcess, FileNotFoundError):
-            continue
-    return found
-
-
 @pytest.mark.parametrize(
     ("fault", "code", "printed"),
     [
@@ -47,6 +36,16 @@ def leftovers(directory: Path) -> list[int]:
         ("exception:1:5", 1, "ArithmeticError: the planted fault"),
         ("exit:1:5", 1, "rank 1 exited with code 3"),
         ("user:0:5", 2, "data.path=x: the planted user error"),
+        ("abort:1:5", 1, "rank 1 was ended by SIGABRT"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("sigkill:0:5", 1, "rank 0 was ended by SIGKILL"),
+                ("abort:0:5", 1, "rank 0 was ended by SIGABRT"),
+                ("exception:0:5", 1, "ArithmeticError: the planted fault"),
+                ("exit:0:5", 1, "rank 0 exited with code 3"),
+            ]
+        ),
     ],
 )
 def test_one_rank_fails(fault: str, code: int, printed: str, tmp_path: Path) -> None:
