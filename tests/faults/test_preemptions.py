@@ -1,4 +1,4 @@
-"""A few of the preemptions of preemptions.py, and that it fails where a stop loses a step."""
+"""A few of the preemptions of preemptions.py."""
 
 import importlib.util
 import random
