@@ -21,7 +21,7 @@ from trainer.run.record import Record
 log = logging.getLogger(__name__)
 
 # At the end of a run; wandb itself waits for a server that has gone for as long as it takes.
-FINISH_TIMEOUT_S = 120.0
+FINISH_TIMEOUT_S = 30.0
 
 
 class StepLogger(WandbLogger):
