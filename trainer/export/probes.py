@@ -52,10 +52,18 @@ def check_probes(folder: Path, model: ExportedModel, probes: Probes) -> None:
     found = model.outputs(probes.inputs)
     tolerance = FORMATS[model.manifest.format].tolerance
     unit = tolerance.unit(probes.outputs)
-    largest = float(np.abs(found - probes.outputs).max()) if found.shape == probes.outputs.shape else float("inf")
-    # Not `>`: a difference that is not a number is none that is allowed.
-    if not largest <= tolerance.largest * unit:
+    if found.shape != probes.outputs.shape:
         raise UserError(
-            f"{folder}: outputs of its probes differ by {largest:.3g} from those recorded when it was exported",
-            f"allowed: {tolerance.largest * unit:.3g}; export the run again, on this kind of machine",
+            f"{folder}: outputs of its probes have the shape {found.shape} instead of {probes.outputs.shape}"
         )
+    difference = np.abs(found - probes.outputs)
+    for name, value, most in (
+        ("at most", difference.max(), tolerance.largest * unit),
+        ("on average", difference.mean(), tolerance.mean * unit),
+    ):
+        # Not `>`: a difference that is not a number is none that is allowed.
+        if not value <= most:
+            raise UserError(
+                f"{folder}: outputs of its probes differ by {value:.3g} {name} from those recorded at its export",
+                f"allowed: {most:.3g}; export the run again, on this kind of machine",
+            )
