@@ -90,7 +90,9 @@ def measure(options: BenchmarkOptions) -> str:
     p50, p95, p99 = np.percentile(1000 * taken, [50, 95, 99])
     trained = application.options
     source = Path(trained.data).name
-    outside = Path(options.out_of_scope).name if options.out_of_scope else "held-back intents of the same set"
+    outside = (
+        "/".join(Path(options.out_of_scope).parts[-2:]) if options.out_of_scope else "held-back intents of the same set"
+    )
     matcher = "no" if application.matcher_run is None else "yes"
     lines = [
         f"# Customer service on {source}",

@@ -22,12 +22,13 @@ REAL = [line for line in LINES if "path/to" in line]
 
 
 def run(line: str, directory: Path, *more: str) -> str:
-    done = run_warm([*shlex.split(line), *more], cwd=directory, timeout_s=280)
+    done = run_warm([*shlex.split(line), *more], cwd=directory, timeout_s=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_commands_on_generated_questions(tmp_path: Path) -> None:
     train, evaluate, serve, retrain = GENERATED
     run(train, tmp_path)
@@ -47,6 +48,7 @@ def test_the_commands_on_generated_questions(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real sets are not here")
 def test_the_commands_on_real_questions(tmp_path: Path) -> None:
     """Cut to a few steps, after which nothing is precise enough to be answered."""
