@@ -108,6 +108,7 @@ class StepClock:
         # The profiler and the watchdog's heartbeat.
         self.observer: Observer | None = None
         self.heartbeat: Observer | None = None
+        self.is_paused = False
         self.since_ns = read_ns()
 
     def enter(self, state: State, network: str = "") -> None:
@@ -145,12 +146,16 @@ class StepClock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The time within the block is in no state and belongs to no step, as that of a profiler."""
+        self.is_paused = True
         self.enter(self.state, self.network)
         self._leave_out()
         try:
             yield
         finally:
+            self.is_paused = False
             self._resume()
+            if self.heartbeat is not None:
+                self.heartbeat.on_state(self.state, self.network)
 
     def start(self) -> None:
         """Training begins: the time so far belongs to no step."""

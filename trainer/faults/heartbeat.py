@@ -71,7 +71,7 @@ class Heartbeat(pl.Callback):
     def on_state(self, state: State, network: str) -> None:
         """See trainer.clock.Observer."""
         now = time.monotonic_ns()
-        between = state in BETWEEN_STEPS
+        between = state in BETWEEN_STEPS or self.clock.is_paused
         if self.between_steps and not between:
             # An evaluation may take any time, and the step after it starts here.
             self.base_ns = now
