@@ -1,6 +1,6 @@
 """Stops a run by signals again and again, and compares it with the run that was never stopped.
 
-    PYTHONPATH=tests python tests/faults/preemptions.py 200
+    python tests/preemptions.py 200
 
 prints a line for each preemption, and fails on the first that breaks a promise: exit code 75, at most two more steps,
 no sample lost or repeated, and in the end the same weights bit for bit.
