@@ -51,7 +51,8 @@ class Bodies:
                     chunks.append(chunk)
                 return b"".join(chunks)
         except TimeoutError as error:
-            raise RequestProblem(408, f"the body has not arrived within {self.limits.body_s:g} s") from error
+            reason = f"the body has not arrived within {self.limits.body_s:g} s"
+            raise RequestProblem(408, reason, {"Connection": "close"}) from error
         except ClientDisconnect as error:
             raise RequestProblem(400, "the connection ended before the body did") from error
 
