@@ -1,0 +1,1 @@
+"""Locks of everything that is installed, with hashes, and what checks them."""
