@@ -1,6 +1,7 @@
 """Artefacts of somebody else: what a test changes in an innocent one, and how its refusal is checked."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import SPIRALS_WORDS
+from PIL import Image
 
 from trainer.cli import main
 
@@ -93,6 +95,15 @@ class Place:
         file.write_text(json.dumps(manifest))
 
 
+def slow_jpeg(side: int, num_scans: int) -> bytes:
+    """A grey progressive JPEG that is decoded in as many passes over all its pixels as it has scans of 14 bytes."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=True)
+    innocent = buffer.getvalue()
+    last_scan = innocent[innocent.rindex(b"\xff\xda") : -2]
+    return innocent[:-2] + last_scan * num_scans + innocent[-2:]
+
+
 class Payload:
     """Creates a file when it is unpickled."""
 
@@ -126,7 +137,7 @@ def check_refused(
     printed = "".join(capsys.readouterr())
     assert not place.marker.exists(), "code was executed"
     assert code == 2, printed
-    assert expected in printed
+    assert expected in printed, printed
     assert "\x1b" not in printed and PRIVATE not in printed and "Traceback" not in printed
     assert {path: path.read_bytes() for path in place.outside.rglob("*") if path.is_file()} == before
     written = [path for path in place.directory.rglob("*") if path.is_file() and not path.is_symlink()]

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import Place, check_refused
+from foreign import Place, check_refused, slow_jpeg
 from PIL import Image
 
 from trainer.cli import main
+from trainer.data.images import decode
 
 IMAGES = ["task=cnn", "data=image_folder", "data.path=images", "logger=none", "trainer.accelerator=cpu",
           "trainer.max_steps=1", "data.image_size=16", "trainer.enable_progress_bar=false"]  # fmt: skip
@@ -159,6 +160,18 @@ def test_a_foreign_set_or_model_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check_refused(plant, CASES[plant], place, capsys, monkeypatch)
+
+
+def test_a_set_with_an_image_that_takes_long_is_refused(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "DECODE_LIMIT_S", 1.0)
+
+    def plant(place: Place) -> list[str]:
+        (images(place) / "a" / "99.jpg").write_bytes(slow_jpeg(2000, 100))
+        return IMAGES
+
+    check_refused(plant, "99.jpg takes longer than 1 s to decode", place, capsys, monkeypatch)
 
 
 def test_an_innocent_set_works(place: Place) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from foreign import slow_jpeg
 from PIL import Image
 
+from trainer.data.images import decode
 from trainer.data.images.decode import Unusable, decode_all, image_form, open_image, to_form
 from trainer.errors import UserError
 
@@ -143,3 +145,12 @@ def test_mixtures_need_a_decision(other: Image.Image, message: str, advice: str)
     with pytest.raises(UserError, match=message) as caught:
         decode_all(rows_of([encoded(first), encoded(other)]), "image", form, np.zeros((2, 3, 8, 8), np.uint8), "set")
     assert advice in str(caught.value)
+
+
+def test_an_image_that_takes_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    innocent, slow = {"bytes": slow_jpeg(2000, 0)}, {"bytes": slow_jpeg(2000, 40)}
+    assert len(slow["bytes"]) < len(innocent["bytes"]) + 1000
+    assert open_image(innocent).size == open_image(slow).size == (2000, 2000)
+    monkeypatch.setattr(decode, "DECODE_LIMIT_S", 0.1)
+    with pytest.raises(Unusable, match=r"longer than 0.1 s to decode"):
+        open_image(slow)

@@ -7,12 +7,15 @@ around each one is the limit, and those take seconds anyway.
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +32,8 @@ FIRST_NOTE_S, NOTE_EVERY_S = 3.0, 10.0
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # 20 KB of PNG can hold a billion equal pixels. The largest cameras have 61 million; each takes up to 8 bytes.
 MAX_PIXELS = 2**26
+# A progressive JPEG of 20 KB can have a thousand scans of all its pixels. The largest photographs take two seconds.
+DECODE_LIMIT_S = 30.0
 GREY_MODES = frozenset({"1", "L", "LA"})
 COLOUR_MODES = frozenset({"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa"})
 GREY_16_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
@@ -98,7 +103,31 @@ def channels_of(image: Image.Image) -> int:
 
 
 def open_image(encoded: Mapping[str, Any]) -> Image.Image:
-    """A decoded image from a row's {bytes, path}, see `upright`. Raises: Unusable: it cannot be decoded."""
+    """A decoded image from a row's {bytes, path}, see `upright`.
+
+    Raises: Unusable: it cannot be decoded, or not within DECODE_LIMIT_S.
+    """
+    found: Future[Image.Image] = Future()
+
+    def decode() -> None:
+        try:
+            found.set_result(_open_image(encoded))
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
+            found.set_exception(error)
+
+    # Nothing stops a decoder. The process can end without a thread that is a daemon.
+    threading.Thread(target=decode, daemon=True).start()
+    try:
+        return found.result(DECODE_LIMIT_S)
+    except TimeoutError:
+        raise Unusable(TOO_SLOW.format(DECODE_LIMIT_S)) from None
+
+
+TOO_SLOW = "takes longer than {:g} s to decode; leave it out, or convert it"
+
+
+def _open_image(encoded: Mapping[str, Any]) -> Image.Image:
+    """`open_image` without its limit of time."""
     source = io.BytesIO(encoded["bytes"]) if encoded.get("bytes") is not None else encoded["path"]
     if source is None:
         raise Unusable("the row holds no image")
@@ -169,32 +198,45 @@ def decode_all(rows: datasets.Dataset, column: str, form: ImageForm, pixels: np.
 
     Args: rows: whose `column` yields {bytes, path}. pixels (N, C, H, W) uint8, filled in place. title: for progress.
     Returns: reason by row, for the rows that cannot be used.
-    Raises: UserError: an image differs from the first in channels or size, and the configuration does not convert.
+    Raises: UserError: an image differs from the first in channels or size, and the configuration does not convert; or
+        its decoding takes longer than DECODE_LIMIT_S.
     """
     unusable: dict[int, str] = {}
+    running: dict[int, tuple[str, float]] = {}  # by thread: the image that it decodes, and since when
 
     def decode_chunk(start: int) -> int:
         """Decode rows from `start` on. Returns: how many."""
         encoded_rows = rows[start : start + CHUNK_ROWS][column]
         for row, encoded in enumerate(encoded_rows, start):
+            running[threading.get_ident()] = row_name(row, encoded), time.monotonic()
             try:
-                pixels[row] = to_form(open_image(encoded), form)
+                pixels[row] = to_form(_open_image(encoded), form)
             except OtherForm as error:
                 reason = f"{row_name(row, encoded)} has {error.own}, the first image has {error.expected}"
                 raise UserError(f"{title}: {reason}", error.advice) from error
             except Unusable as error:
                 unusable[row] = f"{row_name(row, encoded)}: {error}"
+        running.pop(threading.get_ident(), None)
         return len(encoded_rows)
 
     note = _progress(title, len(rows))
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 32)) as pool:
-        try:
-            for count in pool.map(decode_chunk, range(0, len(rows), CHUNK_ROWS)):
-                note(count)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return dict(sorted(unusable.items()))
+    # Its threads are daemons, as in open_image; those of concurrent.futures are waited for when the process ends.
+    with ThreadPool(min(os.cpu_count() or 1, 32)) as pool:
+        counts = pool.imap_unordered(decode_chunk, range(0, len(rows), CHUNK_ROWS))
+        while True:
+            try:
+                note(counts.next(timeout=DECODE_LIMIT_S / 10))
+            except StopIteration:
+                return dict(sorted(unusable.items()))
+            except multiprocessing.TimeoutError:
+                _refuse_slow(running, title)
+
+
+def _refuse_slow(running: Mapping[int, tuple[str, float]], title: str) -> None:
+    """Raises: UserError: an image is being decoded for longer than DECODE_LIMIT_S."""
+    for name, since in list(running.values()):
+        if time.monotonic() - since > DECODE_LIMIT_S:
+            raise UserError(f"{title}: {name} {TOO_SLOW.format(DECODE_LIMIT_S)}")
 
 
 def _progress(title: str, total: int) -> Callable[[int], None]:
