@@ -24,7 +24,7 @@ from trainer.collectives import is_first_rank
 from trainer.data.hold_out import HOLD_OUT_SEED
 from trainer.data.module import DataModule
 from trainer.data.samplers import StepSampler
-from trainer.data.sources import Source, load_splits, split_fingerprint
+from trainer.data.sources import Source, check_rows, load_splits, split_fingerprint
 from trainer.data.texts.buffer import TokenBuffer, TokenSet
 from trainer.data.texts.config import StoredTextConfig, TextDataConfig, TextFilesConfig, csv_format, file_kind
 from trainer.data.texts.length_sampler import LengthGroupedSampler
@@ -264,7 +264,9 @@ def read_splits(data: TextDataConfig, names: Sequence[str] = ("train", "val", "t
         splits = intent_splits({"train": data.num_train, "val": data.num_validation, "test": data.num_test})
     else:
         assert isinstance(data, StoredTextConfig)
-        splits = load_splits(Source(data.hub_id, data.subset, data.path))
+        source = Source(data.hub_id, data.subset, data.path, revision=data.revision, sha256=data.sha256)
+        splits = load_splits(source)
+        check_rows(splits, source)
     return {name: arrange_columns(split, columns, split_name(data, name)) for name, split in splits.items()}
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pytest
 from PIL import Image
 
 from trainer.data import sources
-from trainer.data.sources import Source, load_splits, path_problems, split_fingerprint
+from trainer.data.sources import Source, check_rows, load_splits, path_problems, rows_sha256, split_fingerprint
 from trainer.errors import UserError
 
 
@@ -162,3 +167,59 @@ def test_import_is_light() -> None:
     code = "import sys, trainer.data.sources; print([m for m in ('torch', 'datasets') if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def test_rows_are_those_of_the_hash_wherever_they_are(tmp_path: Path) -> None:
+    rows = table(8)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    rows.to_parquet(tmp_path / "a" / "train.parquet")
+    rows.select(range(3)).to_parquet(tmp_path / "b" / "train-0.parquet")
+    rows.select(range(3, 8)).to_parquet(tmp_path / "b" / "train-1.parquet")
+    whole, cut = (load_splits(local(tmp_path / name)) for name in ("a", "b"))
+    digest = rows_sha256(whole)
+    check_rows(cut, replace(local(tmp_path / "b"), sha256=digest))
+    changed = {"train": whole["train"].select([*range(7), 0])}
+    with pytest.raises(UserError, match=f"data.sha256={digest}: .* is another set") as refusal:
+        check_rows(changed, replace(local(tmp_path / "a"), sha256=digest))
+    assert f"its rows hash to {rows_sha256(changed)}" in refusal.value.lines[1]
+    # Independently: each value with its length, row by row.
+    columns = sorted(rows.column_names)
+    expected = hashlib.sha256(f"train 8 {' '.join(columns)}\n".encode())
+    for row in rows.to_list():
+        for value in (row[column] for column in columns):
+            text = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+            expected.update(len(text).to_bytes(8, "big") + text)
+    assert digest == expected.hexdigest()
+
+
+def test_the_hub_is_asked_for_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of the hub's that knows no set sees what is asked for."""
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    constants = huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
+    for settings in (constants, datasets.config):
+        monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(sources, "route_problem", lambda endpoint: None)
+    with pytest.raises(UserError):
+        load_splits(Source("owner/name", None, None, revision="0123abcd"))
+    server.shutdown()
+    server.server_close()
+    assert asked and any("0123abcd" in path for path in asked), asked

@@ -48,6 +48,7 @@ NOT_IDENTITY = frozenset(
 # Keys that were added after runs had been recorded, each with the value that does what was done before it. At that
 # value, which conf/ has to give it, a key is left out, so that the same command finds an older unfinished run.
 ADDED: Mapping[str, Any] = {
+    "data.revision": None,
     "data.transform": None,
     "trainer.fast_dev_run": False,
     "trainer.max_time": None,

@@ -6,8 +6,10 @@ splits are train, val and test, folders of images whose file names look like spl
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ SPLITS = {
 }
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+HASHED_ROWS = 256  # that are in memory at a time
 EXPECTED = "expected parquet, csv or jsonl files named by split (train, validation, test), or one folder a class"
 
 
@@ -44,12 +47,15 @@ class Source:
 
     hub_id: owner/name on the hub. subset: its configuration, or the folder of that name below `path`. path: a local
     directory or file, which replaces the hub where it is given. key: of the configuration that names the path.
+    revision: commit on the hub, None for the newest. sha256: what `rows_sha256` has to give, None for anything.
     """
 
     hub_id: str | None
     subset: str | None
     path: str | None
     key: str = "data.path"
+    revision: str | None = None
+    sha256: str | None = None
 
     def __str__(self) -> str:
         if self.path:
@@ -72,6 +78,36 @@ def load_splits(source: Source) -> dict[str, datasets.Dataset]:
     if empty:
         raise UserError(f"{source}: the {empty[0]} split has no rows", EXPECTED)
     return splits
+
+
+def check_rows(splits: Mapping[str, datasets.Dataset], source: Source) -> None:
+    """Compare the rows with `sha256`, once it is known that they name no files elsewhere.
+
+    Raises: UserError: they are others.
+    """
+    if source.sha256 is not None and (digest := rows_sha256(splits)) != source.sha256:
+        raise UserError(f"data.sha256={source.sha256}: {source} is another set", f"its rows hash to {digest}")
+
+
+def rows_sha256(splits: Mapping[str, datasets.Dataset]) -> str:
+    """SHA-256 of what the rows of all splits hold, whatever files they are in."""
+    digest = hashlib.sha256()
+    for name, split in sorted(splits.items()):
+        columns = sorted(split.column_names)
+        digest.update(f"{name} {len(split)} {' '.join(columns)}\n".encode())
+        for batch in split.with_format("arrow").iter(batch_size=HASHED_ROWS):
+            for row in batch.to_pylist():
+                for content in (_content(row[column]) for column in columns):
+                    digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+def _content(value: Any) -> bytes:
+    """One value as bytes; an encoded image without the name of its file."""
+    if isinstance(value, Mapping) and "bytes" in value:
+        encoded = value["bytes"]
+        return Path(value["path"]).read_bytes() if encoded is None and value.get("path") else encoded or b""
+    return value.encode() if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str).encode()
 
 
 def file_roots(source: Source) -> list[Path]:
@@ -100,6 +136,12 @@ def path_problems(path: str | None, key: str = "data.path") -> list[Problem]:
     if place.is_file() and place.suffix.lower() not in FORMATS:
         return [Problem(key, path, f"not a format that is read; possible: {', '.join(sorted(FORMATS))}")]
     return []
+
+
+def revision_problems(revision: str | None, path: str | None) -> list[Problem]:
+    """A commit of the hub beside a local copy, which has none."""
+    both = revision is not None and path is not None
+    return [Problem("data.revision", revision, "is of the hub, and data.path is a local copy")] if both else []
 
 
 def _nearest_parent(place: Path) -> str:
@@ -144,7 +186,7 @@ def _load_hub(source: Source) -> dict[str, datasets.Dataset]:
     if source.hub_id is None:
         raise UserError("data.path and data.hub_id are both null: name a local directory or a set on the hub")
     with _offline_without_route():
-        return _load(source, path=source.hub_id, name=source.subset)
+        return _load(source, path=source.hub_id, name=source.subset, revision=source.revision)
 
 
 def _load(source: Source, **arguments: Any) -> dict[str, datasets.Dataset]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trainer.config.own_parts import OwnTransformConfig
 from trainer.config.schema import Count, DataConfig, settings
-from trainer.data.sources import path_problems
+from trainer.data.sources import path_problems, revision_problems
 from trainer.errors import Problem
 
 ChannelValues = Annotated[list[Annotated[float, Field(ge=0.0, le=1.0)]], Field(min_length=1, max_length=3)]
@@ -43,12 +43,18 @@ class ImageDataConfig(DataConfig):
 class StoredImagesConfig(ImageDataConfig):
     """Any set of images on the hub or in a local directory."""
 
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"sha256"})
+
     path: str | None
     """Local directory (parquet files as on the hub, or one folder per class) or file; null uses the hub."""
     hub_id: str | None
     """owner/name on the hub."""
     subset: str | None
     """Configuration of the set on the hub, or the folder of that name below path."""
+    revision: str | None
+    """Commit of the set on the hub; null takes the newest."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    """SHA-256 of the set's rows, as the message about a wrong one gives it; null accepts any."""
     image_column: str | None
     """Column of images; null takes the only one of that type."""
     label_column: str | None
@@ -61,7 +67,7 @@ class StoredImagesConfig(ImageDataConfig):
 class NamedImagesConfig(StoredImagesConfig):
     """A well-known set, whose content does not depend on its path."""
 
-    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path"})
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path", "sha256"})
 
 
 IMAGE_DATAS: dict[str, type[DataConfig]] = {
@@ -95,7 +101,7 @@ def image_problems(data: ImageDataConfig) -> list[Problem]:
 
 def _source_problems(data: StoredImagesConfig) -> list[Problem]:
     if data.path is not None:
-        return path_problems(data.path)
+        return [*path_problems(data.path), *revision_problems(data.revision, data.path)]
     if data.hub_id is None:
         key = "data.path" if data.name == "image_folder" else "data.hub_id"
         return [Problem(key, None, f"data={data.name} needs data.path=DIRECTORY or data.hub_id=OWNER/NAME")]

@@ -13,7 +13,7 @@ from trainer.data.confined import check_paths
 from trainer.data.images.cache import ImageCache, image_cache, moments, pixel_hash
 from trainer.data.images.config import ImageDataConfig, StoredImagesConfig
 from trainer.data.images.decode import ImageForm, Unusable, decode_all, image_form, open_image, to_form
-from trainer.data.sources import Source, file_roots, load_splits, split_fingerprint
+from trainer.data.sources import Source, check_rows, file_roots, load_splits, split_fingerprint
 from trainer.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -91,11 +91,12 @@ def _digits(data: ImageDataConfig, form: ImageForm | None, class_names: Sequence
 
 
 def _stored(data: StoredImagesConfig, form: ImageForm | None, class_names: Sequence[str] | None) -> ImageSplits:
-    source = Source(data.hub_id, data.subset, data.path)
+    source = Source(data.hub_id, data.subset, data.path, revision=data.revision, sha256=data.sha256)
     tables = load_splits(source)
     image_column = _image_column(tables["train"], data.image_column, source)
     for name, table in tables.items():
         check_paths(_encoded(table, image_column), image_column, file_roots(source), f"{source}, {name} split")
+    check_rows(tables, source)
     notes: list[str] = []
     if class_names is not None and not class_names:
         labels, names = _without_labels(tables), []

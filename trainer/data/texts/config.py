@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from trainer.config.schema import Count, DataConfig, settings
-from trainer.data.sources import path_problems
+from trainer.data.sources import path_problems, revision_problems
 from trainer.errors import Problem
 
 # The first bytes of a Parquet file; the other formats have no such mark.
@@ -76,19 +76,25 @@ class TextDataConfig(DataConfig):
 class StoredTextConfig(TextDataConfig):
     """Any set on the hub or in a local directory: what it is depends on where it is."""
 
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"sha256"})
+
     path: str | None
     """Local directory with files named by split as on the hub; null takes the hub."""
     hub_id: str | None
     """owner/name on the hub."""
     subset: str | None
     """Configuration of the set on the hub, or the folder of that name below path."""
+    revision: str | None
+    """Commit of the set on the hub; null takes the newest."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    """SHA-256 of the set's rows, as the message about a wrong one gives it; null accepts any."""
 
 
 @settings
 class NamedTextConfig(StoredTextConfig):
     """A well-known set: the same wherever its copy is."""
 
-    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path"})
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path", "sha256"})
 
 
 @settings
@@ -144,7 +150,7 @@ def text_problems(data: DataConfig) -> list[Problem]:
     if isinstance(data, StoredTextConfig):
         if data.hub_id is None and data.path is None:
             return [Problem("data.hub_id", None, "name a set, as in data.hub_id=OWNER/NAME or data.path=DIRECTORY")]
-        return path_problems(data.path)
+        return [*path_problems(data.path), *revision_problems(data.revision, data.path)]
     if isinstance(data, TextFilesConfig):
         problems = [*csv_format(data).problems("data."), *_column_problems(data)]
         if data.train is None:
