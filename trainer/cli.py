@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from trainer.config.secrets import refer_to_environment
 from trainer.errors import EXIT_BUG, EXIT_DONE, EXIT_USER, RankFailure, UserError, nearest, printable
 
 RANK_0_PRINTS_FIRST_S = 3.0
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         if is_printing_rank():
-            print("\n".join(error.lines), file=sys.stderr)
+            print(refer_to_environment("\n".join(error.lines)), file=sys.stderr)
         else:
             # The launcher ends all ranks when the first one exits, which must not be before rank 0 has printed.
             time.sleep(RANK_0_PRINTS_FIRST_S)

@@ -179,6 +179,24 @@ def ledger_has_other_words(place: Place) -> list[str]:
     return words
 
 
+# --- exports and reports
+
+
+def exported_run_names_a_plugin(place: Place) -> list[str]:
+    run_names_a_plugin(place)
+    return ["export", f"run={place.run}", "format=safetensors"]
+
+
+def exported_run_has_other_weights(place: Place) -> list[str]:
+    place.link("model.safetensors", place.victim)
+    return ["export", f"run={place.run}", "format=safetensors", f"plugins=[{SPIRALS}]"]
+
+
+def exports_are_elsewhere(place: Place) -> list[str]:
+    place.link("export", place.outside)
+    return ["export", f"run={place.run}", "format=safetensors", f"plugins=[{SPIRALS}]"]
+
+
 CASES: dict[Callable[[Place], list[str]], str] = {
     run_names_a_plugin: "imports no code by itself",
     run_has_yaml_tags: "no readable config.yaml",
@@ -207,6 +225,9 @@ CASES: dict[Callable[[Place], list[str]], str] = {
     diagnosed_recipe: "imports no code by itself",
     swept_recipe: "imports no code by itself",
     ledger_has_other_words: "not of this sweep",
+    exported_run_names_a_plugin: "imports no code by itself",
+    exported_run_has_other_weights: "symbolic link",
+    exports_are_elsewhere: "symbolic link",
 }
 
 

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     # `module` for the loops that `bench` compares with the trainer's.
     "verbs": {*CONTRACTS, "data", "module", "faults", "launch", "engine", "estimate", "inference", "export"}
     | {"serve", "deploy", "optim", "strategies", "checkpoint", "observe", "report", "bench"},
-    "cli": {"version", "errors", "task", "verbs"},
+    "cli": {"config", "version", "errors", "task", "verbs"},
     "rank": {"errors", "search_path", "faults", "launch", "verbs"},
     "__main__": {"search_path", "cli", "faults"},
     "api": {*CONTRACTS, "faults", "generators", "inference", "launch", "report", "verbs"},

@@ -1,12 +1,15 @@
 """Secrets reach a run as references; nothing that a run writes holds them."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import SPIRALS_WORDS
 from omegaconf import OmegaConf
 
+from trainer.checkpoint.weights import write_weights
 from trainer.cli import main
 from trainer.config.compose import without_secrets
 from trainer.config.secrets import HIDDEN, is_secret_name, redact_text, redact_words
@@ -132,3 +135,26 @@ def test_the_diff_is_recorded_only_when_asked_for(monkeypatch: pytest.MonkeyPatc
     with run.attempt("single", 1, lambda: False):
         pass
     assert "diff" in run.record.read()["attempts"][0]["git"]
+
+
+@pytest.mark.parametrize(("private", "mode"), [("true", 0o700), ("false", 0o755)])
+def test_a_run_is_for_its_user_alone_unless_it_is_shared(private: str, mode: int) -> None:
+    before = os.umask(0o022)
+    try:
+        plan = prepare([*SPIRALS_WORDS, f"run.private={private}"], Options())
+        run = open_run(plan.config, plan.mapping)
+        run.close()
+        write_weights({"weight": torch.zeros(2)}, run.directory / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert run.directory.stat().st_mode & 0o777 == mode
+    assert {path.stat().st_mode & 0o777 for path in run.directory.iterdir() if path.is_file()} == {0o644}
+
+
+def test_the_cause_of_a_failure_holds_no_secret() -> None:
+    plan = prepare([*SPIRALS_WORDS], Options())
+    run = open_run(plan.config, plan.mapping)
+    with pytest.raises(ValueError, match=SECRET), run.attempt("single", 1, lambda: False):
+        raise ValueError(f"cannot log in with {SECRET} at mysql://me:abcdef@host/study")
+    text = (run.directory / "run.json").read_text()
+    assert "cannot log in with ${oc.env:MY_TOKEN}" in text and "abcdef" not in text

@@ -119,5 +119,9 @@ def write_weights(weights: Mapping[str, Tensor], target: Path) -> None:
     # In a directory that nobody else can have prepared: safetensors follows links.
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         staged = Path(folder) / target.name
+        staged.touch()
+        mode = staged.stat().st_mode
         save_file(distinct, staged, metadata={"format": "pt"})
+        # safetensors gives its files a mode of its own; those of a run have the one that the umask gives.
+        staged.chmod(mode)
         staged.replace(target)

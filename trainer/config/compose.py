@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,7 @@ from trainer.config.debugging import apply_debugging
 from trainer.config.own_parts import OWN_GROUPS, OWN_MEMBER, TARGET, is_own, open_own_nodes
 from trainer.config.parsing import parse_config
 from trainer.config.schema import Config
-from trainer.config.secrets import literal_secrets, refer_to_environment
+from trainer.config.secrets import literal_secrets, map_texts, note_variables, refer_to_environment
 from trainer.config.yaml_limits import read_yaml_text
 from trainer.errors import ConfigError, UserError, nearest, shown
 from trainer.task import HOME, TaskSpec, find_tasks, get_task, is_plugin_loaded
@@ -186,10 +186,13 @@ def typed(mapping: DictConfig | Mapping[str, Any], chosen: Mapping[str, str] | N
     Args: chosen: members that the command line names, by group, for messages.
     Raises: UserError: an interpolation fails, there is no such task, or values are wrong (ConfigError, all at once).
     """
+    read: set[str] = set()
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.create(mapping), resolve=True)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        with _recording_environment(read):
+            values: Any = OmegaConf.to_container(OmegaConf.create(mapping), resolve=True)  # pyright: ignore[reportArgumentType, reportCallIssue]
     except OmegaConfBaseException as error:
         raise UserError(f"{getattr(error, 'full_key', '') or 'configuration'}: {_first_line(error)}") from error
+    note_variables(read)
     plugins = values.get("plugins")
     if not isinstance(plugins, list) or not all(isinstance(folder, str) for folder in plugins):
         raise UserError(f"plugins={shown(plugins)}: must be a list, as in plugins=[FOLDER]")
@@ -240,7 +243,7 @@ def without_secrets(mapping: DictConfig) -> Any:
 
     Raises: ConfigError: a secret stands there as it is.
     """
-    raw = _map_texts(OmegaConf.to_container(mapping, resolve=False), refer_to_environment)
+    raw = map_texts(OmegaConf.to_container(mapping, resolve=False), refer_to_environment)
     problems = list(literal_secrets(raw))
     if problems:
         raise ConfigError(problems)
@@ -280,14 +283,6 @@ def _written(node: Any, raw: Any, read: set[str]) -> Any:
         return raw[key] if read else resolved
 
     return {key: value(key) for key in raw} if isinstance(raw, dict) else [value(index) for index in range(len(raw))]
-
-
-def _map_texts(node: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(node, dict):
-        return {key: _map_texts(child, change) for key, child in node.items()}
-    if isinstance(node, list):
-        return [_map_texts(child, change) for child in node]
-    return change(node) if isinstance(node, str) else node
 
 
 def _missing_member(error: MissingConfigException, overrides: Sequence[Override]) -> UserError:

@@ -239,6 +239,8 @@ class RunConfig:
     """Print the composed configuration before training; --cfg job prints it without training."""
     record_git_diff: bool
     """Record uncommitted changes of the code in run.json; they may contain what should not be shared."""
+    private: bool
+    """A new run's directory is for its user alone (mode 0700); false leaves its mode to the umask."""
 
 
 @settings

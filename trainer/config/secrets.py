@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer.errors import Problem
@@ -19,12 +19,19 @@ _SECRET_NAME = re.compile(
 )
 # A key may also name a token of a vocabulary, as pad_token=[PAD] does.
 _SPECIAL_TOKEN = re.compile(r"\[\w+\]|<[^<>]+>")
+# Variables that a configuration of this process has taken values from.
+_read: set[str] = set()
 _URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
 def is_secret_name(name: str) -> bool:
     """Whether the last word of a key, or of an environment variable's name, says that its value is a secret."""
     return _SECRET_NAME.search(name) is not None
+
+
+def note_variables(names: Iterable[str]) -> None:
+    """Treat variables of the environment as secrets whatever their names, since a configuration refers to them."""
+    _read.update(names)
 
 
 def redact_words(words: Sequence[str]) -> list[str]:
@@ -38,11 +45,20 @@ def redact_text(text: str) -> str:
 
 
 def refer_to_environment(text: str) -> str:
-    """A text in which each secret of the environment, as a shell puts it there, is a reference again."""
+    """A text in which each secret of the environment, as a shell or an interpolation puts it there, is a reference."""
     for name, value in sorted(os.environ.items()):
-        if is_secret_name(name) and len(value) >= SHORTEST_SECRET:
+        if (name in _read or is_secret_name(name)) and len(value) >= SHORTEST_SECRET:
             text = text.replace(value, f"${{oc.env:{name}}}")
     return text
+
+
+def map_texts(node: Any, change: Callable[[str], str]) -> Any:
+    """Plain containers with every text in them changed."""
+    if isinstance(node, Mapping):
+        return {key: map_texts(child, change) for key, child in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [map_texts(child, change) for child in node]
+    return change(node) if isinstance(node, str) else node
 
 
 def literal_secrets(node: Any, path: str = "") -> Iterator[Problem]:

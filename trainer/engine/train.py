@@ -24,6 +24,7 @@ from trainer.checkpoint.start import choose_start
 from trainer.checkpoint.weights import WEIGHTS, first_mismatch, read_state, write_weights
 from trainer.collectives import decide_on_rank_0, has_peers
 from trainer.config.schema import Config
+from trainer.config.secrets import map_texts, refer_to_environment
 from trainer.data.module import DataModule
 from trainer.engine.build import (
     build_clock,
@@ -96,7 +97,7 @@ def _train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World
     decide_on_rank_0(lambda: _record_data(record, data, resumed=checkpoint is not None))
     origin = choose_start(config, module, data, checkpoint, rank_device(world))
     if world.rank == 0:
-        facts = {"data": dict(data.describe()), "model": _model_facts(module)}
+        facts = {"data": map_texts(data.describe(), refer_to_environment), "model": _model_facts(module)}
         record.update(**facts)
         if checkpoint is None:
             data.write_input_spec(run_dir)

@@ -12,6 +12,7 @@ from pathlib import Path
 from trainer.config.groups import SlurmLaunchConfig
 from trainer.config.identity import run_name
 from trainer.config.schema import Config
+from trainer.config.secrets import refer_to_environment
 from trainer.errors import EXIT_DONE, ConfigError, Problem, UserError, counted
 from trainer.faults.signals import STOP_FILE_VARIABLE
 from trainer.launch.discover import submitted_world
@@ -35,7 +36,7 @@ def submit(config: Config, words: Sequence[str]) -> int:
     assert isinstance(launch, SlurmLaunchConfig)
     name = run_name(config)
     log = Path(launch.log_dir).resolve() / "%x-%j.log"
-    text = job_script(config, name, log, [f"words=({shlex.join(words)})"])
+    text = job_script(config, name, log, [f"words=({shell_words(words)})"])
     if launch.dry_run:
         print(text, end="")
         return EXIT_DONE
@@ -46,6 +47,11 @@ def submit(config: Config, words: Sequence[str]) -> int:
     print(f"  state    squeue --job {job}")
     print(f"  cancel   scancel {job}")
     return EXIT_DONE
+
+
+def shell_words(words: Sequence[str]) -> str:
+    """A command line for a job script. A secret of the environment, which the job has as well, becomes a reference."""
+    return shlex.join(refer_to_environment(word) for word in words)
 
 
 def job_script(config: Config, name: str, log: Path, assignments: Sequence[str], options: Sequence[str] = ()) -> str:

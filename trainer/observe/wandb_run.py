@@ -15,7 +15,7 @@ import pandas
 import wandb
 
 from trainer.config.loggers import WandbLoggerConfig
-from trainer.config.secrets import redact_words
+from trainer.config.secrets import redact_words, refer_to_environment
 from trainer.run.files import MODEL_FILE, PROFILE_DIR, REPORT_FILE
 from trainer.run.media import find_pictures, find_tables, section_name
 from trainer.run.metrics_file import metric_rows
@@ -50,8 +50,8 @@ def start_run(
                 project=config.project,
                 entity=config.entity,
                 group=config.group,
-                tags=config.tags,
-                notes=config.notes,
+                tags=[refer_to_environment(tag) for tag in config.tags],
+                notes=refer_to_environment(config.notes or "") or None,
                 name=record.directory.resolve().name,
                 id=_wandb_id(record),
                 resume="allow",

@@ -115,7 +115,7 @@ def open_run(config: Config, mapping: Mapping[str, Any]) -> Run:
     """
     directory, resumed = _choose(config, mapping)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(0o700 if config.run.private else 0o777, parents=True, exist_ok=True)
         refuse_links_outside(directory)
         run = Run(directory, resumed, _lock(directory), config.run.record_git_diff, not config.trainer.fast_dev_run)
     except OSError as error:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.config.secrets import redact_words
+from trainer.config.secrets import redact_text, redact_words
 from trainer.errors import UserError
 from trainer.run.files import RECORD_FILE, write_json
 from trainer.run.provenance import cpu_name, git_state, gpu_names, package_versions, user_name
@@ -61,7 +61,7 @@ class Record:
     def end_attempt(self, status: str, cause: str) -> None:
         """Record how the attempt ended. Args: status: finished, stopped or failed. cause: a phrase."""
         attempts = self.read()["attempts"]
-        attempts[-1].update(end=now(), cause=cause)
+        attempts[-1].update(end=now(), cause=redact_text(cause))
         self.update(status=status, attempts=attempts)
 
     def record_restart(self, restart: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.config.groups import OptunaConfig, SlurmLaunchConfig
 from trainer.errors import EXIT_DONE, ConfigError, Problem, UserError, counted
-from trainer.launch.submit import job_script, submit_script
+from trainer.launch.submit import job_script, shell_words, submit_script
 from trainer.run.files import write_text
 from trainer.verbs.sweep.jobs import Job, Ledger, SweepPlan
 from trainer.verbs.sweep.table import print_table
@@ -59,7 +59,7 @@ def submit_jobs(plan: SweepPlan) -> int:
 
 
 def _words_by_task(plan: SweepPlan, jobs: Sequence[Job]) -> list[str]:
-    cases = [f"  {job.number}) words=({shlex.join(plan.line(job))}) ;;" for job in jobs]
+    cases = [f"  {job.number}) words=({shell_words(plan.line(job))}) ;;" for job in jobs]
     return ["case $SLURM_ARRAY_TASK_ID in", *cases, "esac"]
 
 
