@@ -95,7 +95,8 @@ def rows_sha256(splits: Mapping[str, datasets.Dataset]) -> str:
     for name, split in sorted(splits.items()):
         columns = sorted(split.column_names)
         digest.update(f"{name} {len(split)} {' '.join(columns)}\n".encode())
-        for batch in split.with_format("arrow").iter(batch_size=HASHED_ROWS):
+        batches: Any = split.with_format("arrow").iter(batch_size=HASHED_ROWS)
+        for batch in batches:
             for row in batch.to_pylist():
                 for content in (_content(row[column]) for column in columns):
                     digest.update(len(content).to_bytes(8, "big") + content)
