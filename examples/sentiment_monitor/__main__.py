@@ -84,17 +84,19 @@ def _score(options: ScoreOptions, _: list[str]) -> int:
     from examples.sentiment_monitor.monitor import Outcome
     from examples.sentiment_monitor.sources import records_of
 
-    monitor, targets = opened(options)
     total, skipped = Outcome(), Counter[str]()
     records = records_of(options.input, sys.stdin.buffer, skipped)
+    batch = list(islice(records, BATCH))  # a file that cannot be read is refused before the model is loaded
+    monitor, targets = opened(options)
     try:
-        while batch := list(islice(records, BATCH)):
+        while batch:
             outcome = monitor.add(batch, origin=options.input)
             for alert in outcome.alerts:
                 print(message_of(alert)["explanation"], flush=True)
             total.add(outcome)
             if outcome.alerts:
                 deliver(monitor.store, targets)
+            batch = list(islice(records, BATCH))
     finally:
         total.skipped += skipped
         print(total.summary(), flush=True)

@@ -361,7 +361,7 @@ def test_files_that_are_refused(out: Path, capsys) -> None:
         (["serve", "prot=1"], "prot=1: no such key; possible: out, host, port"),
         (["serve", "out=nowhere"], "train first"),
         (["serve", "config=nowhere.yaml"], "no such file"),
-        (["score", "input=stream.csv", "webhook=ftp://x"], "webhook=ftp://x: an address with http"),
+        (["serve", "webhook=ftp://x"], "webhook=ftp://x: an address with http"),
         (["train", "data=table.pdf"], "possible: generated, phrasebank, sst2"),
         (["train", "model=large"], "possible: auto, minilm, bert_tiny"),
         (["train", "trainer.max_epoch=1"], "max_epoch"),
