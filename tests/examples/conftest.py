@@ -14,7 +14,8 @@ HISTORY = "history_windows: 24"
 def sentiment_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which the sentiment monitor has trained, with settings of a short history in monitor.yaml."""
     folder = tmp_path_factory.mktemp("sentiment")
-    words = ["model=bert_tiny", "export=false", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+    size = ["model.num_layers=1", "model.hidden_size=64", "optimizer.lr=3e-3", "trainer.max_epochs=3"]
+    words = ["model=bert_tiny", *size, "export=false", "trainer.accelerator=cpu"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["train", *words, "trainer.enable_progress_bar=false"]) == 0
