@@ -55,8 +55,8 @@ class Application:
         try:
             value = json.loads((out / APPLICATION).read_text(encoding="utf-8"))
             rankers = [_ranker(value[name]) for name in ("ranker", "without_text")]
-            names = ("source", "model", "overrides", "run")
-            return cls(*(value[name] for name in names), Cuts(**value["cuts"]), *rankers)
+            described = {name: value[name] for name in ("source", "model", "overrides", "run")}
+            return cls(**described, cuts=Cuts(**value["cuts"]), ranker=rankers[0], without_text=rankers[1])
         except FileNotFoundError as error:
             train = f"python -m examples.recommendation train out={out}"
             raise UserError(f"out={out}: no {APPLICATION} there", f"first: {train}") from error

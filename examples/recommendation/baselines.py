@@ -20,7 +20,7 @@ class BM25:
 
     def scores(self, history: np.ndarray) -> np.ndarray:
         """A score of each item, (I,) float32."""
-        query = " ".join(self.texts[item] for item in history[-MAX_HISTORY:])
+        query = " ".join(self.texts[int(item)] for item in history[-MAX_HISTORY:])
         (words,) = _words([query])
         return self.index.get_scores(words)
 

@@ -40,7 +40,7 @@ class ItemSpace:
         # Exact: every vector is compared.
         self.neighbours = NearestNeighbors(n_neighbors=len(vectors), algorithm="brute", metric="cosine").fit(vectors)
         encoded = MultiLabelBinarizer().fit_transform([sorted(names) for names in genres])
-        self.genres = normalize(np.asarray(encoded, dtype=np.float64))
+        self.genres = np.asarray(normalize(np.asarray(encoded, dtype=np.float64)))
 
     def user_vector(self, history: np.ndarray) -> np.ndarray:
         """The vector (D,) of a user: the mean of the latest items, as the tower of users computes it."""

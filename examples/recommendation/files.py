@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from trainer import UserError
 
+# A DataFrame or a Series. The annotations of pandas lose the type with each selection of rows.
+Table = Any
 ITEMS, INTERACTIONS = "items.csv", "interactions.csv"
 # Characters of an item text; what follows is cut. Encoders read far fewer.
 MAX_TEXT = 2000
@@ -65,7 +68,7 @@ def read_folder(folder: Path) -> Catalogue:
     return catalogue_of(items, interactions, folder)
 
 
-def read_csv(file: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_csv(file: Path, columns: Sequence[str]) -> Table:
     """A CSV file as text, "" where a value is missing. Args: columns: that it must have. Raises: UserError."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
@@ -93,7 +96,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(table, columns=header, dtype=str)
 
 
-def catalogue_of(items: pd.DataFrame, interactions: pd.DataFrame, folder: Path) -> Catalogue:
+def catalogue_of(items: Table, interactions: Table, folder: Path) -> Catalogue:
     """Check tables of text, in the columns of the documented form. Args: folder: for messages. Raises: UserError."""
     skipped: Counter[str] = Counter()
     items = _checked_items(items, skipped)
@@ -119,7 +122,7 @@ def _notes(skipped: Counter[str]) -> list[str]:
     return [f"{count:,} {what}" for what, count in skipped.items() if count]
 
 
-def _checked_items(items: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
+def _checked_items(items: Table, skipped: Counter[str]) -> Table:
     items = items.assign(item=items["item"].str.strip(), text=items["text"].str.split().str.join(" "))
     empty = (items["item"] == "") | (items["text"] == "")
     skipped["items without an id or a text were skipped"] = int(empty.sum())
@@ -131,7 +134,7 @@ def _checked_items(items: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
     return items.assign(text=items["text"].str.slice(0, MAX_TEXT))
 
 
-def _checked_interactions(events: pd.DataFrame, numbers: dict[str, int], skipped: Counter[str]) -> pd.DataFrame:
+def _checked_interactions(events: Table, numbers: dict[str, int], skipped: Counter[str]) -> Table:
     times = seconds_of(events["time"])
     events = events.assign(user=events["user"].str.strip(), item=events["item"].str.strip(), time=times)
     bad = ~((times > 0) & (times < LATEST_S)) | (events["user"] == "")
@@ -145,10 +148,10 @@ def _checked_interactions(events: pd.DataFrame, numbers: dict[str, int], skipped
     return events[~repeated].sort_index()
 
 
-def seconds_of(times: pd.Series) -> pd.Series:
+def seconds_of(times: Table) -> Table:
     """Seconds since 1970 of a column of numbers, or of dates as in ISO 8601; NaN where it is neither."""
-    numbers = pd.to_numeric(times, errors="coerce")
-    dates = pd.to_datetime(times.where(numbers.isna()), errors="coerce", utc=True, format="ISO8601")
+    numbers: Table = pd.to_numeric(times, errors="coerce")
+    dates: Table = pd.to_datetime(times.where(numbers.isna()), errors="coerce", utc=True, format="ISO8601")
     epoch = pd.Timestamp(0, tz="UTC")
     return numbers.fillna((dates - epoch).dt.total_seconds()).astype(np.float64)
 

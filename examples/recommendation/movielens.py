@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from examples.recommendation.files import Catalogue, catalogue_of, read_csv
+from examples.recommendation.files import Catalogue, Table, catalogue_of, read_csv
 
 MOVIES, RATINGS = "movies.csv", "ratings.csv"
 # Stars from which a rating says that the user liked the film.
@@ -29,6 +29,6 @@ def read_movielens(folder: Path) -> Catalogue:
     genres = movies["genres"].where(movies["genres"] != NO_GENRES, "")
     described = movies["title"] + ". " + genres.str.replace("|", ", ", regex=False)
     items = pd.DataFrame({"item": movies["movieId"], "text": described, "genres": genres})
-    liked = ratings[pd.to_numeric(ratings["rating"], errors="coerce") >= LIKED]
+    stars: Table = pd.to_numeric(ratings["rating"], errors="coerce")
     columns = {"userId": "user", "movieId": "item", "timestamp": "time"}
-    return catalogue_of(items, liked.rename(columns=columns), folder)
+    return catalogue_of(items, ratings[stars >= LIKED].rename(columns=columns), folder)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from examples.recommendation.features import FEATURES, Features, ItemSpace
 from examples.recommendation.split import Query
@@ -37,12 +36,12 @@ class Ranker:
             raise UserError("path: too few interactions between the cuts in time to fit a ranker")
         values, label = np.concatenate([found.values for found in features]), np.concatenate(labels)
         chosen = np.array([name in used for name in FEATURES])
-        scaler = StandardScaler().fit(values)
-        model = LogisticRegression(max_iter=1000).fit(scaler.transform(values)[:, chosen], label)
+        # A feature that never varies is left as it is.
+        mean, scale = values.mean(0), np.where(values.std(0) > 0, values.std(0), 1.0)
+        model = LogisticRegression(max_iter=1000).fit(((values - mean) / scale)[:, chosen], label)
         weights = np.zeros(len(FEATURES))
         weights[chosen] = model.coef_[0]
-        assert scaler.mean_ is not None and scaler.scale_ is not None
-        return cls(scaler.mean_.tolist(), scaler.scale_.tolist(), weights.tolist(), float(model.intercept_[0]))
+        return cls(mean.tolist(), scale.tolist(), weights.tolist(), float(model.intercept_[0]))
 
     def parts(self, features: Features) -> np.ndarray:
         """What each feature adds to the logit of each candidate: (C, features)."""
