@@ -1,6 +1,10 @@
-"""Another user of the host attacks a rendezvous before and after its owner listens: no code runs, no rank joins."""
+"""Another user attacks a rendezvous before and after its owner listens: no code runs, no rank joins.
+
+Both are on one host and meet over loopback. test_attacks_from_another_host.py runs the same with a host for each.
+"""
 
 import base64
+import ctypes
 import gc
 import hashlib
 import json
@@ -36,6 +40,11 @@ from trainer.launch.secret import SECRET_VARIABLE, job_secret, secret_file, sign
 from trainer.world import World
 
 NOBODY = 65534
+CLONE_NEWNET = 0x40000000  # of <sched.h>
+# The owner's address and the attacker's, and the attacker's network namespace.
+ADDRESS = os.environ.get("OWNER_ADDRESS", LOOPBACK)
+FOREIGN_ADDRESS = os.environ.get("ATTACKER_ADDRESS", LOOPBACK)
+FOREIGN_HOST = os.environ.get("ATTACKER_NAMESPACE")
 RUN = "trainer-0123abcd"
 SECRET = "s" * 64
 
@@ -50,8 +59,8 @@ class Touch:
         return (os.close, (os.open, ())) if not self.file else (os.mknod, (self.file,))
 
 
-def client(port: int) -> TCPStore:
-    return TCPStore(LOOPBACK, port, None, False, timedelta(seconds=5), wait_for_workers=False)
+def client(port: int, address: str = ADDRESS) -> TCPStore:
+    return TCPStore(address, port, None, False, timedelta(seconds=5), wait_for_workers=False)
 
 
 def state_key(store: TCPStore) -> str:
@@ -135,13 +144,13 @@ AFTER: dict[str, Callable[[int, str], None]] = {
 
 def listen_silently(port: int, file: str) -> Any:
     """A store like the owner's that answers no challenge."""
-    return TCPStore(LOOPBACK, port, None, True, timedelta(seconds=5), wait_for_workers=False)
+    return TCPStore(FOREIGN_ADDRESS, port, None, True, timedelta(seconds=5), wait_for_workers=False)
 
 
 def listen_and_answer(port: int, file: str, answer: Callable[[bytes], bytes] = lambda nonce: nonce) -> Any:
     server = listen_silently(port, file)
     server.set("torch.rendezvous." + RUN, base64.b64encode(pickle.dumps(Touch(file))))
-    mine = client(port)
+    mine = client(port, FOREIGN_ADDRESS)
 
     def reply() -> None:
         with suppress(DistError):
@@ -165,7 +174,7 @@ def listen_and_relay(port: int, file: str) -> Any:
 
 def listen_and_send(port: int, file: str) -> Any:
     """No store at all."""
-    server = socket.create_server((LOOPBACK, port))
+    server = socket.create_server((FOREIGN_ADDRESS, port))
 
     def send() -> None:
         with suppress(OSError):
@@ -182,7 +191,7 @@ BEFORE: dict[str, Callable[[int, str], Any]] = {
     "silent": listen_silently,
     "echo": listen_and_answer,
     "answer with another secret": lambda port, file: listen_and_answer(
-        port, file, lambda nonce: sign(RUN, "store", f"{LOOPBACK}:{port}", nonce.decode()).encode()
+        port, file, lambda nonce: sign(RUN, "store", f"{FOREIGN_ADDRESS}:{port}", nonce.decode()).encode()
     ),
     "no text": lambda port, file: listen_and_answer(port, file, lambda nonce: b"\xff" * 64),
     "relay": listen_and_relay,
@@ -192,6 +201,9 @@ BEFORE: dict[str, Callable[[int, str], Any]] = {
 
 def attack(commands: Connection) -> None:
     """Another user: calls what the test names, keeps what it listens with, and says when it is done."""
+    if FOREIGN_HOST is not None:
+        with Path("/var/run/netns", FOREIGN_HOST).open() as namespace:
+            assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) == 0
     os.setgid(NOBODY)
     os.setuid(NOBODY)
     held: list[Any] = []
@@ -243,9 +255,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         stop_answering()
 
 
-def node(port: int, nodes: int = 2) -> NodesRendezvous:
+def node(port: int, nodes: int = 2, address: str = ADDRESS) -> NodesRendezvous:
     parameters = RendezvousParameters(
-        "trainer", f"{LOOPBACK}:{port}", RUN, nodes, nodes, local_addr=LOOPBACK, join_timeout=20, last_call_timeout=1
+        "trainer", f"{address}:{port}", RUN, nodes, nodes, local_addr=ADDRESS, join_timeout=20, last_call_timeout=1
     )
     made = create_nodes_rendezvous(parameters)
     # torch looks at the state again only after a second.
@@ -311,22 +323,22 @@ def test_nobody_joins_a_rendezvous_that_listens(name: str, attacker: Callable[..
             assert isinstance(each, RendezvousStateError), repr(each)
             assert "not signed by this job" in str(each) or "is corrupt" in str(each)
     for each in nodes:
-        assert {one.addr for one in each._state_holder.state.participants} <= {LOOPBACK}
+        assert {one.addr for one in each._state_holder.state.participants} <= {ADDRESS}
 
 
 @pytest.mark.parametrize("name", BEFORE)
 def test_a_store_of_another_user_is_not_joined(name: str, attacker: Callable[..., None], job: Path) -> None:
     port = free_port()
-    real = host_store(LOOPBACK, 0, SECRET)
+    real = host_store(ADDRESS, 0, SECRET)
     Path(f"{job}.port").write_text(str(real.port))
     attacker("before", name, port, str(job))
     with pytest.raises(UserError) as refusal:
-        node(port)
-    assert f"{LOOPBACK}:{port}" in str(refusal.value) and len(refusal.value.lines) <= 3
+        node(port, address=FOREIGN_ADDRESS)
+    assert f"{FOREIGN_ADDRESS}:{port}" in str(refusal.value) and len(refusal.value.lines) <= 3
     assert name == "no store" or "does not prove that it is of this job" in str(refusal.value)
     # A rank that another user has directed to a store of his own.
     with pytest.raises(UserError):
-        agent_store(World("torchrun", "cpu", 2, 1, 2, 1, 0, LOOPBACK, port), 2)
+        agent_store(World("torchrun", "cpu", 2, 1, 2, 1, 0, FOREIGN_ADDRESS, port), 2)
     assert not job.exists(), "code of another user was executed"
 
 
