@@ -91,6 +91,13 @@ def card_names_a_url(place: Place) -> list[str]:
     return IMAGES
 
 
+def metadata_names_files(place: Place) -> list[str]:
+    folder = images(place)
+    (folder / "a" / "0.png").rename(place.outside / "0.png")
+    (folder / "metadata.csv").write_text("file_name,label\n../outside/0.png,0\na/2.png,1\n")
+    return IMAGES
+
+
 def set_is_hdf5(place: Place) -> list[str]:
     (images(place) / "rows.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     return IMAGES
@@ -144,6 +151,7 @@ CASES: dict[Callable[[Place], list[str]], str] = {
     rows_name_files: "outside of the set",
     card_names_files: "outside of the set",
     card_names_a_url: "outside of the set",
+    metadata_names_files: "Invalid metadata file_name",
     set_is_hdf5: "is HDF5",
     model_imports_a_package: "without dots",
     model_names_other_weights: "transformers_weights",
