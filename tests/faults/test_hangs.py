@@ -36,7 +36,7 @@ def line_of(code: str) -> int:
 @pytest.mark.parametrize(
     ("kind", "code", "says"),
     [
-        ("sigstop", "os.kill(os.getpid(), signal.SIGSTOP)", "a signal has stopped the process"),
+        ("sigstop", "signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)", "a signal has stopped the process"),
         pytest.param("gil", "ctypes.PyDLL(None).sleep(3600)", r"other for \d+ s", marks=pytest.mark.slow),
     ],
 )

@@ -82,6 +82,7 @@ def serving(behaviour: str) -> Iterator[str]:
         loop.close()
 
 
+@pytest.mark.slow
 def test_saturation_is_found_where_the_server_has_it() -> None:
     with serving("queue") as url:
         result = find_saturation(lambda rate: offer(url, BODY, rate, 2.5, 20, None), 8.0)

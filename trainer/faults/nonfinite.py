@@ -76,6 +76,8 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Lightning's hook: restore the buffers after a step that was skipped."""
+        # The memory of the batch is free for the next ones.
+        self.step = None
         module = _checked(pl_module)
         if module.step_is_skipped:
             now = [buffer for network in module.networks().values() for buffer in network.buffers()]

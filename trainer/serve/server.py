@@ -33,7 +33,10 @@ MAX_HEAD_BYTES = 2**14
 # Between the end of listening and that of idle connections: what was accepted last has time to send its request.
 SETTLE_S = 0.3
 SO_ATTACH_FILTER = 26  # of Linux; the module socket has no name for it
-RETURN_NOTHING = (0x06, 0, 0, 0)  # BPF: keep 0 bytes of the packet, which drops it
+# BPF: load byte 13 of the TCP header, the flags; drop the packet where SYN is set, keep it otherwise.
+DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+# For handshakes that are under way when no new ones may begin.
+HANDSHAKE_S = 0.2
 
 
 def serve(config: ServeConfig) -> int:
@@ -154,6 +157,7 @@ class Server:
         """Answer what still comes, close the door, and let uvicorn finish what is under way."""
         await asyncio.sleep(self.service.config.drain_s)
         refuse_handshakes(self.listener)
+        await asyncio.sleep(HANDSHAKE_S)
         await self._accept_rest()
         for each in self.uvicorn.servers:
             each.close()
@@ -173,14 +177,16 @@ class Server:
 
 
 def refuse_handshakes(listener: socket.socket) -> None:
-    """Let the kernel drop what would open a connection, so that none is between `accept` and the end of listening.
+    """Let the kernel drop packets that open a connection, so that none is between SYN and the end of listening.
 
     The client's kernel tries again after a second, and finds the port closed. Where this is not Linux, a connection of
     that moment is reset.
     """
-    code = ctypes.create_string_buffer(struct.pack("HBBI", *RETURN_NOTHING))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in DROP_SYN))
     with suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(code)))
+        listener.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(DROP_SYN), ctypes.addressof(code))
+        )
 
 
 def _title(model: ServedModel) -> str:
