@@ -17,10 +17,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -77,6 +73,9 @@ def own_parts(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> Part
 
 def write_shards(parts: Parts, folder: Path, rank: int) -> list[Path]:
     """Write one rank's parts. Returns: the files. Raises: OSError: the storage refuses them."""
+    # torch.distributed.checkpoint takes half a second to import, which runs that save in full do without.
+    from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
+
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for number, names in enumerate(_by_file(parts)):
@@ -97,6 +96,10 @@ def join_shards(state: Mapping[str, Any], folder: Path, parts: Collection[str]) 
     Args: parts: of those that were written in shards, the ones to read; the others are left out.
     Raises: ValueError: the shards are not those of this state.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     tensors: dict[str, Tensor] = {}
 
     def put(node: Any) -> Any:

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.shard_exchange import ShardExchange
@@ -21,6 +20,9 @@ from trainer.checkpoint.weights import read_state, write_state
 from trainer.run.files import STATE_FILE
 from trainer.run.metrics_file import flush_metrics
 from trainer.run.record import Record
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.staging import DefaultStager
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class CheckpointWriter:
     def _copy(self, state: Any) -> Any:
         """The state in host memory, which is kept for the next one; training goes on to change the original."""
         if self.stager is None:
+            from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
             on_gpu = torch.cuda.is_available()
             # Not staged in yet another thread: the next step may begin as soon as this returns.
             options = StagingOptions(
