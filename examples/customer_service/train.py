@@ -50,7 +50,7 @@ def train(options: TrainOptions, for_trainer: Sequence[str]) -> None:
 def retrain(options: RetrainOptions, for_trainer: Sequence[str]) -> None:
     """Train anew from the old questions, those added to the answer base and the corrected ones of the log.
 
-    Held-out and test questions stay what they are, and none of them is learnt. Raises: UserError, Stopped.
+    Held-out and test questions stay what they are, and none of them is trained on. Raises: UserError, Stopped.
     """
     out = Path(options.out)
     before = replace(Application.read(out).options, out=options.out)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from examples.sentiment_monitor.delivery import Send, deliver, message_of
 from examples.sentiment_monitor.monitor import Monitor
 from examples.sentiment_monitor.options import GENERATED, ServeOptions
 from examples.sentiment_monitor.settings import OTHER
+from examples.sentiment_monitor.store import Store
 from examples.sentiment_monitor.training import TrainedModel
 from trainer import UserError
 
@@ -62,21 +64,13 @@ def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str) 
     store, settings = monitor.store, monitor.settings
     scoring = threading.Lock()  # one batch at a time: the model has all threads that it may use
 
-    @asynccontextmanager
-    async def deliveries(_: FastAPI) -> AsyncIterator[None]:
-        ended = threading.Event()
-
-        def run() -> None:
-            while not ended.wait(DELIVERS_EVERY_S):
-                with suppress(sqlite3.OperationalError):  # another process writes for long; the next round tries again
-                    deliver(store, targets)
-
-        thread = threading.Thread(target=run, name="deliveries", daemon=True)
-        thread.start()
-        yield
-        ended.set()
-
-    app = FastAPI(title="Sentiment monitor", lifespan=deliveries, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="Sentiment monitor",
+        lifespan=partial(_deliveries, monitor.store, targets),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
 
     @app.middleware("http")
     async def with_headers(request: Request, call_next: Any) -> Response:
@@ -122,6 +116,22 @@ def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str) 
         return await run_in_threadpool(run)
 
     return app
+
+
+@asynccontextmanager
+async def _deliveries(store: Store, targets: Mapping[str, Send], _: FastAPI) -> AsyncIterator[None]:
+    """Deliver alerts beside the service."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(DELIVERS_EVERY_S):
+            with suppress(sqlite3.OperationalError):  # another process writes for long; the next round tries again
+                deliver(store, targets)
+
+    thread = threading.Thread(target=run, name="deliveries", daemon=True)
+    thread.start()
+    yield
+    ended.set()
 
 
 async def _records(request: Request) -> list[Any]:

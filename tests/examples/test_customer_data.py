@@ -1,4 +1,4 @@
-"""Files of questions: what is refused, what is skipped and counted, and that no test question is learnt."""
+"""Files of questions: what is refused, what is skipped and counted, and that no test question is trained on."""
 
 import json
 from collections import Counter
@@ -47,13 +47,13 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
     assert sum(map(len, read.splits.values())) == 120
 
 
-def test_a_question_of_the_test_file_is_not_learnt(tmp_path: Path) -> None:
+def test_a_question_of_the_test_file_is_not_trained_on(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", good_rows())
     write_csv(tmp_path / "test.csv", [("Cancel Question 7", "cancel"), ("new", "track"), ("what", "unknown")])
     read = read_questions(str(tmp_path))
     assert [row.question for row in read.splits["test"]] == ["Cancel Question 7", "new"]
-    learnt = {row.question.casefold() for split in SPLITS[:3] for row in read.splits[split]}
-    assert "cancel question 7" not in learnt and len(learnt) == 119
+    trained = {row.question.casefold() for split in SPLITS[:3] for row in read.splits[split]}
+    assert "cancel question 7" not in trained and len(trained) == 119
     assert read.skipped == {"asked in the test set too": 1, "an intent that is only in the test set": 1}
 
 

@@ -216,7 +216,7 @@ def test_pairs_are_half_right_and_half_answers_of_a_likely_intent(assistant: Ass
 
 
 @pytest.mark.slow
-def test_a_corrected_question_is_learnt(assistant: Assistant, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corrected_question_is_trained_on(assistant: Assistant, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a question that is held out, the correction is not."""
     out = assistant.base.database.file.parent
     held_out = read_csv(split_file(out, "held_out"))[0].question
@@ -231,8 +231,8 @@ def test_a_corrected_question_is_learnt(assistant: Assistant, capsys: pytest.Cap
     before = read_csv(split_file(out, "train"))
     assert main(["retrain", f"out={out}", *QUICK[2:], "trainer.max_steps=2"]) == 0
     assert "3 of them added or corrected" in capsys.readouterr().out
-    learnt = read_csv(split_file(out, "retrain"))
-    assert {row.question for row in learnt} - {row.question for row in before} == {
+    trained = read_csv(split_file(out, "retrain"))
+    assert {row.question for row in trained} - {row.question for row in before} == {
         NEW, "any voucher", "please cancel vouchers",
     }  # fmt: skip
     anew = Assistant(out, {})

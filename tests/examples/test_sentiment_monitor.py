@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from watching import wait_until
 
-from examples.sentiment_monitor import delivery, headlines
+from examples.sentiment_monitor import delivery
 from examples.sentiment_monitor.__main__ import main
 from examples.sentiment_monitor.generated import Stream, stream_rows, write_stream
 from examples.sentiment_monitor.monitor import Monitor
-from examples.sentiment_monitor.settings import DEFAULT, Settings, Topics, read_settings
+from examples.sentiment_monitor.settings import DEFAULT, Settings, read_settings
 from examples.sentiment_monitor.store import Store
 from examples.sentiment_monitor.training import TrainedModel
 
@@ -393,24 +393,6 @@ def test_a_store_of_another_window_length_is_refused(scored: Path, tmp_path: Pat
     file = tmp_path / "day.yaml"
     file.write_text(DEFAULT.read_text().replace("window_s: 3600", "window_s: 86400"))
     refused(["score", "input=stream.csv", f"out={scored}", f"config={file}"], "has windows of 3600 s", capsys)
-
-
-def test_topics_are_found_by_whole_words() -> None:
-    topics = Topics({"energy": ["oil", "natural gas"], "health": ["drug"]})
-    assert topics.of("OIL and natural gas beat drug makers") == "energy"
-    assert topics.of("A drug, and oil") == "energy"  # as many keywords: the first topic
-    assert topics.of("Turmoil in soil") == "other"
-    assert Topics({}).of("oil") == "other"
-
-
-def test_the_same_headline_has_the_same_key() -> None:
-    def key(**record: object) -> str:
-        return headlines.headline_of(record, "test", 1.77e9).key
-
-    assert key(headline="Oil  fell\n") == key(headline="Oil fell")
-    assert key(headline="Oil fell", published=1.7e9) == key(headline="Oil fell", published="2023-11-14T22:13:20Z")
-    assert key(headline="Oil fell", published=1.7e9) != key(headline="Oil fell", published=1.6e9)
-    assert key(headline="Oil fell", id=7) == key(headline="Oil rose", id="7")
 
 
 def test_calibrate_prints_what_the_store_shows(scored: Path, folder: Path, monkeypatch, capsys) -> None:
