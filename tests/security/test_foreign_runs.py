@@ -95,6 +95,21 @@ def converted_run_has_links(place: Place) -> list[str]:
     return ["convert", f"run={place.run}"]
 
 
+def reported_run_has_links(place: Place) -> list[str]:
+    place.link("metrics.jsonl", place.victim)
+    return ["report", f"run={place.run}"]
+
+
+def uploaded_run_has_links(place: Place) -> list[str]:
+    place.link("report.html", place.victim)
+    return ["sync", f"run={place.run}"]
+
+
+def drawn_run_has_links(place: Place) -> list[str]:
+    place.link("dashboard.json", place.victim)
+    return ["dashboard", f"run={place.run}"]
+
+
 # --- checkpoints
 
 
@@ -212,6 +227,9 @@ CASES: dict[Callable[[Place], list[str]], str] = {
     staging_is_elsewhere: "symbolic link",
     weights_are_elsewhere: "symbolic link",
     converted_run_has_links: "symbolic link",
+    reported_run_has_links: "symbolic link",
+    uploaded_run_has_links: "symbolic link",
+    drawn_run_has_links: "symbolic link",
     checkpoint_is_code: "would run code",
     resumed_checkpoint_is_code: "would run code",
     converted_file_is_code: "would run code",

@@ -11,7 +11,7 @@ import yaml
 
 from trainer.errors import UserError
 from trainer.report.metrics_reader import MetricsReader, Series
-from trainer.run.files import CONFIG_FILE, METRICS_FILE, RECORD_FILE
+from trainer.run.files import CONFIG_FILE, METRICS_FILE, RECORD_FILE, refuse_links_outside
 from trainer.run.record import Record
 
 Stamps = tuple[tuple[int, int, int] | None, ...]
@@ -57,9 +57,12 @@ class RunReader:
         return tuple(_stamp(self.run_dir / name) for name in (RECORD_FILE, CONFIG_FILE, METRICS_FILE))
 
     def read(self, label: str | None = None) -> RunData:
-        """The run as it stands. Raises: UserError: this is no run directory, or one of its files is damaged."""
+        """The run as it stands. Raises: UserError: this is no run directory, or one of its files is damaged, or links
+        lead out of it.
+        """
         stamps = self.stamps()[:2]
         if self.described is None or self.described[0] != stamps:
+            refuse_links_outside(self.run_dir)
             self.described = (stamps, read_record(self.run_dir), read_config(self.run_dir))
         self.metrics.refresh()
         return RunData(
