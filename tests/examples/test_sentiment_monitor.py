@@ -140,6 +140,7 @@ def num_stored(out: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_kills_lose_and_double_nothing(scored: Path, out: Path) -> None:
     words = ["score", "input=stream.csv", f"out={out}", "config=monitor.yaml", f"alert_file={out / 'alerts'}"]
     rng, kills = random.Random(0), 0

@@ -104,6 +104,7 @@ def test_negatives_of_one_rank_alone_are_noticed(folder: Path, cuts: Cuts, on_on
     assert np.abs(losses_of(run) - losses_of(on_one_rank)).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_the_first_step_is_that_of_plain_autograd(folder: Path, cuts: Cuts) -> None:
     """Loss by loops over pairs, with the whole batch in one graph, and one step of gradient descent by hand."""
     one_step = ["trainer.max_steps=1"]

@@ -33,11 +33,12 @@ def line_of(code: str) -> int:
     return number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "code", "says"),
     [
         ("sigstop", "signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)", "a signal has stopped the process"),
-        pytest.param("gil", "ctypes.PyDLL(None).sleep(3600)", r"other for \d+ s", marks=pytest.mark.slow),
+        ("gil", "ctypes.PyDLL(None).sleep(3600)", r"other for \d+ s"),
     ],
 )
 def test_the_page_names_rank_and_line(kind: str, code: str, says: str, tmp_path: Path) -> None:

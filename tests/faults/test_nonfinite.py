@@ -38,7 +38,8 @@ WORDS = [
     "run.name=run",
 ]
 # Importing DeepSpeed on two ranks takes longer than all the steps.
-STRATEGIES = ["ddp", "fsdp2", *(pytest.param(f"deepspeed_stage_{n}", marks=pytest.mark.slow) for n in (1, 2, 3))]
+SHARDED = ["fsdp2", *(f"deepspeed_stage_{n}" for n in (1, 2, 3))]
+STRATEGIES = ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in SHARDED)]
 
 
 def batches() -> tuple[Any, list[np.ndarray]]:
