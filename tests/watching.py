@@ -41,14 +41,16 @@ def last_step(folder: Path) -> int:
 
 
 def history(folder: Path) -> dict[int, list[int]]:
-    """Samples of each step; of a step that was repeated after a resume, those of the last time."""
+    """Samples of each step by rank; of a step that was repeated after a resume, those of the last time."""
     by_step: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for line in written_lines(folder):
         by_step[line["step"]].append(line)
-    return {
-        step: [index for line in lines[-lines[-1]["world_size"] :] for index in line["indices"]]
-        for step, lines in sorted(by_step.items())
+    # Either rank may write its line first.
+    last = {
+        step: sorted(lines[-lines[-1]["world_size"] :], key=lambda line: line["rank"])
+        for step, lines in by_step.items()
     }
+    return {step: [index for line in lines for index in line["indices"]] for step, lines in sorted(last.items())}
 
 
 def free_port() -> int:

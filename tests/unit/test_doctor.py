@@ -57,7 +57,7 @@ CASES: dict[str, Case] = {
     "installation": Case(
         ["performance.compile=true"],
         [
-            ("transformers 5.2.0 is banned", "--upgrade 'transformers>="),
+            ("transformers 5.2.0 is banned", "'transformers>=5.10.1'"),
             ("lightning 2.6.3 is banned: a malicious upload", "uninstall lightning"),
             ("rich 12.0.0 is outside >=13", "pip install 'rich>=13'"),
             ("torchvision::nms does not exist", "uninstall torchvision"),
