@@ -16,7 +16,7 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 QUESTION = ("question", "text", "sentence")
 INTENT = ("intent", "label")
 ANSWER = ("answer",)
-# A longer field is an error of the file; questions that are merely too long are skipped by whoever reads them.
+# A longer field is an error of the file. Questions over the limit of the data are skipped and counted.
 csv.field_size_limit(2**24)
 
 

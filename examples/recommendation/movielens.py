@@ -22,7 +22,7 @@ def is_movielens(folder: Path) -> bool:
 def read_movielens(folder: Path) -> Catalogue:
     """Ratings of at least LIKED stars, and titles with genres. Raises: UserError: see read_folder.
 
-    Tags are not read: users wrote them at times of their own, and a text that has them would tell of later times.
+    Tags are not read: many were written after the cut in time, so they would leak into the texts of items.
     """
     movies = read_csv(folder / MOVIES, ("movieId", "title", "genres"))
     ratings = read_csv(folder / RATINGS, ("userId", "movieId", "rating", "timestamp"))

@@ -25,7 +25,7 @@ class Retention:
         return {*steps[-self.keep_last :], *best_steps, *self._for_good(manifests)}
 
     def _for_good(self, manifests: Mapping[int, Mapping[str, Any]]) -> list[int]:
-        """Decided by the manifests alone, so that a resumed run goes on with the same ones."""
+        """Steps that are kept for good, from the manifests alone, so that a resumed run keeps the same ones."""
         kept: list[int] = []
         last: datetime | None = None
         for step in sorted(manifests) if self.every_h is not None else ():

@@ -94,7 +94,7 @@ def _without_updates(module: TrainingModule, finding: Finding, whole_networks: b
 
     wrapped = module.wrapped
     if whole_networks:
-        # The wrappers reduce gradients over ranks, in which nobody's share can be told apart.
+        # The wrappers sum gradients over ranks, and a sum does not show which rank was not finite.
         module.wrapped = dict(module.networks())
         _clear(module)
     module.manual_backward, module.optimize = differentiate, lambda network: None
