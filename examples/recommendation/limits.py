@@ -1,4 +1,4 @@
-"""A limit on what a client may send, which neither FastAPI nor uvicorn has."""
+"""A limit on what a client may send. FastAPI's own, max_body_size, does not say in its answer what the limit is."""
 
 from __future__ import annotations
 
