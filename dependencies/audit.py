@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.config.versions import read_advisories
+from trainer.config.versions import read_advisories, remedy
 
 FOLDER = Path(__file__).parent
 LOCKS = ("cpu.txt", "cuda.txt")
@@ -31,7 +31,7 @@ def problems(lock: Path) -> Iterator[str]:
     for advisory in read_advisories():
         version = locked.get(advisory.package)
         if version is not None and advisory.affects(version):
-            yield f"{advisory.package} {version}: {advisory.about} ({advisory.id}); use {advisory.remedy}"
+            yield f"{advisory.package} {version}: {advisory.about} ({advisory.id}); use {remedy([advisory])}"
     for name, version in (line.split("==") for line in _lines(CONSTRAINTS)):
         own = locked.get(re.sub(r"[-_.]+", "-", name).lower(), "nothing")
         # A local label names a build of the version: 2.13.0+cpu.

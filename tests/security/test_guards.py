@@ -11,11 +11,13 @@ from PIL import Image
 
 from trainer.cli import main
 from trainer.config import versions
-from trainer.config.compose import compose_mapping, without_secrets
+from trainer.config.compose import compose_mapping, typed, without_secrets
 from trainer.config.yaml_limits import find_excess
 from trainer.data import sources
 from trainer.data.images import decode
 from trainer.errors import UserError
+from trainer.verbs.doctor.software import check_packages
+from trainer.world import World
 
 
 def test_a_stored_run_does_not_confirm_code_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +40,7 @@ def test_a_stored_run_does_not_confirm_code_by_itself(tmp_path: Path, capsys: py
         ("pillow", "12.1.0"),
         ("transformers", "5.2"),
         ("hydra-core", "1.3.3"),
+        ("hydra-core", "1.3.5"),
     ],
 )
 def test_a_banned_version_is_refused_before_it_is_imported(
@@ -49,6 +52,18 @@ def test_a_banned_version_is_refused_before_it_is_imported(
     error = capsys.readouterr().err
     assert f"{package} {version} is installed" in error and "pip install" in error
     assert ("change the secrets" in error) == ("lightning" in package)
+    config, _ = typed(compose_mapping(["task=cnn"]))
+    (finding,) = check_packages(config, World("single", "cpu", 1, 1, 1))
+    assert finding.status == "failure" and f"{package} {version} is refused" in finding.found
+
+
+def test_doctor_warns_of_an_advisory_that_a_run_does_not_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = versions.version
+    monkeypatch.setattr(versions, "version", lambda name: "3.12.0" if name == "aiohttp" else installed(name))
+    versions.refuse_bad_versions()
+    config, _ = typed(compose_mapping(["task=cnn"]))
+    (finding,) = check_packages(config, World("single", "cpu", 1, 1, 1))
+    assert finding.status == "warning" and "CVE-2026-22815" in finding.found and "'aiohttp>=3.13.4'" in finding.remedy
 
 
 def test_modules_in_the_working_directory_take_no_package_s_place(tmp_path: Path) -> None:

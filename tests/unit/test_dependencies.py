@@ -1,6 +1,7 @@
 """The locks, the table of advisories, and the lower bounds of the package."""
 
 import importlib.metadata
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from dependencies import audit, lock
-from trainer.config.versions import Advisory, read_advisories
+from trainer.config.versions import Advisory, read_advisories, remedy
 
 LOCKS = [audit.FOLDER / name for name in audit.LOCKS]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -91,6 +92,24 @@ def test_affected_versions_are_those_of_pep_440() -> None:
             assert advisory.affects(release) == any(SpecifierSet(each).contains(release) for each in clauses)
     assert Advisory("", "torch", "<2.10.0", "").affects("2.9.1+cu130")
     assert not Advisory("", "torch", "<2.10.0", "").affects("2.10.0+cu130")
+
+
+def test_each_entry_of_the_table_can_be_looked_up_and_acted_on() -> None:
+    entries = read_advisories()
+    assert len({(entry.id, entry.package) for entry in entries}) == len(entries)
+    known = r"CVE-20\d\d-\d{4,}|GHSA(-[23456789cfghjmpqrvwx]{4}){3}|PYSEC-20\d\d-\d+"
+    for entry in entries:
+        assert all(re.fullmatch(known, name) for name in (entry.id, *entry.aliases)), entry
+        assert entry.id not in entry.aliases and "advisory" not in entry.about
+        (allowed,) = [Requirement(remedy([entry])).specifier]
+        assert not any(entry.affects(clause.version) for clause in allowed if clause.operator == ">="), entry
+
+
+def test_one_remedy_for_all_advisories_of_a_package() -> None:
+    of_torch = [Advisory("", "torch", "<2.9.0", ""), Advisory("", "torch", ">=2.0,<2.13.0", "")]
+    assert remedy(of_torch) == "torch>=2.13.0"
+    assert remedy(of_torch, [">=2.14", "<3"]) == "torch>=2.14,<3"
+    assert remedy([Advisory("", "lightning", "==2.6.2,==2.6.3", "")]) == "lightning!=2.6.2,!=2.6.3"
 
 
 def test_lower_bounds_have_no_advisory_except_for_what_is_not_called() -> None:

@@ -57,8 +57,8 @@ CASES: dict[str, Case] = {
     "installation": Case(
         ["performance.compile=true"],
         [
-            ("transformers 5.2.0 is banned", "'transformers>=5.10.1'"),
-            ("lightning 2.6.3 is banned: a malicious upload", "uninstall lightning"),
+            ("transformers 5.2.0 is refused: config.json of a model runs code", "'transformers>=5.10.1'"),
+            ("lightning 2.6.3 is refused: an upload with malicious code", "uninstall lightning"),
             ("rich 12.0.0 is outside >=13", "pip install 'rich>=13'"),
             ("torchvision::nms does not exist", "uninstall torchvision"),
             ("is imported instead of datasets", "rename it"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -13,23 +13,14 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from trainer.config.schema import Config
-from trainer.errors import EXIT_DONE
+from trainer.config.versions import Advisory, installed_advisories, remedy
+from trainer.errors import EXIT_DONE, counted
 from trainer.task import HOME
 from trainer.verbs.doctor.child import run_child
 from trainer.verbs.doctor.report import Finding
 from trainer.world import World
 
 DISTRIBUTION = "hydra-lightning-trainer"
-# Checked in addition to the bounds, which an older installation may not have.
-BANNED = {
-    "lightning==2.6.2": "a malicious upload",
-    "lightning==2.6.3": "a malicious upload",
-    "pytorch-lightning==2.6.2": "a malicious upload",
-    "pytorch-lightning==2.6.3": "a malicious upload",
-    "torch<2.10": "loads weights unsafely",
-    "transformers<5.3": "known to be unsafe",
-    "hydra-core<1.3.6": "known to be unsafe",
-}
 # Imported only by runs that use them.
 OPTIONAL = frozenset({"datasets", "deepspeed", "transformers", "wandb"})
 # Names that ranks import, and that a file of the current directory would shadow.
@@ -55,10 +46,10 @@ def check_python(config: Config, world: World) -> Iterator[Finding]:
 
 
 def check_packages(config: Config, world: World) -> Iterator[Finding]:
-    """Installed versions are within our bounds, and none of them is banned."""
-    banned = list(_banned())
-    yield from banned
-    reported = {finding.found.partition(" ")[0] for finding in banned}
+    """Installed versions are within our bounds, and none of them has an advisory, of which a run refuses some."""
+    advisories = installed_advisories()
+    yield from (_advised(package, found) for package, found in advisories.items())
+    reported = {package.partition(" ")[0] for package in advisories}
     try:
         texts = distribution(DISTRIBUTION).requires or []
     except PackageNotFoundError:
@@ -68,28 +59,28 @@ def check_packages(config: Config, world: World) -> Iterator[Finding]:
     core = [requirement for requirement in wanted if requirement.marker is None or requirement.marker.evaluate()]
     misfits = [finding for requirement in core for finding in _misfit(requirement) if requirement.name not in reported]
     yield from misfits
-    if not banned and not misfits:
-        yield Finding("packages", "ok", f"{len(core)} within bounds")
+    if not advisories and not misfits:
+        yield Finding("packages", "ok", f"{len(core)} within bounds, none with an advisory of our table")
 
 
-def _banned() -> Iterator[Finding]:
-    for text, reason in BANNED.items():
-        requirement = Requirement(text)
-        installed = _version(requirement.name)
-        if installed is not None and requirement.specifier.contains(installed, prereleases=True):
-            found = f"{requirement.name} {installed} is banned: {reason}"
-            remedy = f"python -m pip install --upgrade {_bounds_of(requirement.name)}"
-            if requirement.name == "lightning":
-                remedy = "python -m pip uninstall lightning, and replace the keys on this machine: they may be stolen"
-            yield Finding("packages", "failure", found, remedy)
+def _advised(package: str, advisories: Sequence[Advisory]) -> Finding:
+    """What a run refuses is a failure; anything else in the table is worth an update. Args: package: NAME VERSION."""
+    worst, *others = advisories
+    says = "is refused" if worst.refused else "has an advisory"
+    more = f" and {counted(len(others), 'other')}" if others else ""
+    found = f"{package} {says}: {worst.about} ({worst.id}){more}"
+    bounds = [str(clause) for clause in _bounds_of(worst.package)]
+    update = f"python -m pip install --upgrade '{remedy(advisories, bounds)}'"
+    status = "failure" if worst.refused else "warning"
+    return Finding("packages", status, found, "; ".join(filter(None, [update, worst.also])))
 
 
-def _bounds_of(name: str) -> str:
+def _bounds_of(name: str) -> SpecifierSet:
     try:
         requirements = [Requirement(text) for text in distribution(DISTRIBUTION).requires or []]
     except PackageNotFoundError:
-        return name
-    return next((f"'{item.name}{item.specifier}'" for item in requirements if item.name == name), name)
+        return SpecifierSet()
+    return next((item.specifier for item in requirements if item.name == name), SpecifierSet())
 
 
 def _misfit(requirement: Requirement) -> Iterator[Finding]:
