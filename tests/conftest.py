@@ -1,5 +1,6 @@
 """What every test needs: a task of its own that trains in a second, and the command line as a user types it."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -63,3 +64,11 @@ def in_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     yield tmp_path
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_is_left() -> Iterator[None]:
+    """A library's first message gives the root logger a handler, here one of the captured output of a single test."""
+    before = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = [each for each in logging.root.handlers if each in before]

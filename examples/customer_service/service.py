@@ -22,6 +22,7 @@ from examples.customer_service.assistant import Assistant
 from examples.customer_service.data import GENERATED, MAX_QUESTION_CHARS
 from examples.customer_service.options import ServeOptions
 from trainer import UserError
+from trainer.serve.unread import DropUnread
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -84,6 +85,7 @@ def make_app(assistant: Assistant, host: str = "127.0.0.1") -> FastAPI:
     # A page elsewhere whose name is made to point at this machine cannot reach the service.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
     app.middleware("http")(_with_headers)
+    app.add_middleware(DropUnread)
     app.exception_handler(RequestValidationError)(_name_bad_input)
     app.exception_handler(AnyHTTPException)(_as_error)
     _add_answering(app, assistant)

@@ -21,6 +21,7 @@ from examples.recommendation.generated import NAME
 from examples.recommendation.limits import BodyLimit
 from examples.recommendation.options import ServeOptions
 from trainer import UserError
+from trainer.serve.unread import DropUnread
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -51,6 +52,7 @@ def make_app(recommender: Recommender, host: str = "127.0.0.1") -> FastAPI:
     # A page elsewhere whose name is made to point at this machine cannot reach the service.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
     app.middleware("http")(_with_headers)
+    app.add_middleware(DropUnread)
     app.exception_handler(RequestValidationError)(_name_bad_input)
     app.exception_handler(HTTPException)(_as_error)
     _add_catalogue(app, recommender)

@@ -26,6 +26,7 @@ from examples.sentiment_monitor.settings import OTHER
 from examples.sentiment_monitor.store import Store
 from examples.sentiment_monitor.training import TrainedModel
 from trainer import UserError
+from trainer.serve.unread import DropUnread
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_BODY_BYTES = 8 * 2**20
@@ -77,6 +78,8 @@ def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str) 
         response = await call_next(request)
         response.headers.update(HEADERS)
         return response
+
+    app.add_middleware(DropUnread)
 
     @app.get("/")
     def page() -> Response:

@@ -64,8 +64,9 @@ TASKS_MAY_IMPORT = {
     *CONTRACTS, "data", "module", "inference", "observe", "estimate", "strategies", "own_network", "own_metrics",
 } - {"world"}  # fmt: skip
 
-# What an example may import of the project besides itself: the public names and generated data sets.
-EXAMPLES_MAY_IMPORT = {"trainer.__init__", "trainer.export.__init__", "tasks.bert.intents"}
+# What an example may import of the project besides itself: the public names, generated data sets, and the middleware
+# that any service needs.
+EXAMPLES_MAY_IMPORT = {"trainer.__init__", "trainer.export.__init__", "trainer.serve.unread", "tasks.bert.intents"}
 # Folders of an example that are a task of the trainer (docs/adding_a_task.md).
 EXAMPLE_TASKS = ("examples.recommendation.two_tower.",)
 

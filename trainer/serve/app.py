@@ -17,6 +17,7 @@ from trainer.serve.guard import Guard
 from trainer.serve.inputs import FIELD
 from trainer.serve.problems import RequestProblem
 from trainer.serve.service import Service
+from trainer.serve.unread import DropUnread
 from trainer.version import __version__
 
 PAGES = files("trainer.serve") / "page"
@@ -106,6 +107,7 @@ def build_app(service: Service) -> FastAPI:
     # The pages for its schema that FastAPI has load scripts from elsewhere.
     app = FastAPI(title="trainer serve", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, service=service)
+    app.add_middleware(DropUnread)
     _add_handlers(app)
     _add_model_routes(app, service)
     _add_state_routes(app, service)
