@@ -215,7 +215,8 @@ def evaluated_set(config: Config[Any, Any, Any], data: DataModule) -> tuple[str,
 def float32(config: Config[Any, Any, Any]) -> Config[Any, Any, Any]:
     """The configuration of a network that computes in float32, as exported ones are compared with."""
     trainer = replace(config.trainer, precision="32-true")
-    return replace(config, trainer=trainer, performance=replace(config.performance, channels_last=False))
+    performance = replace(config.performance, channels_last=False, float32_matmul_precision="highest")
+    return replace(config, trainer=trainer, performance=performance)
 
 
 def load_weights(network: nn.Module, run_dir: Path, prefix: str) -> None:

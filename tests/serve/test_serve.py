@@ -109,13 +109,14 @@ def test_many_clients_get_their_own_results_in_batches(text_export: Path, tmp_pa
 
 
 def test_without_batches_every_input_is_computed_alone(image_export: Path, tmp_path: Path) -> None:
-    with serving(image_export, "max_batch=1", "workers=2", log=tmp_path / "log") as server:
+    with serving(image_export, "max_batch=1", "workers=2", "device=cpu", log=tmp_path / "log") as server:
         body, content_type = multipart(pictures(9))
         alike(
             server.ask("POST", "/predict", body, Content_Type=content_type).json["results"],
             load(image_export)(pictures(9)),
         )
         assert server.metric("trainer_serve_batch_inputs_count") == 9
+        assert server.get("/model").json["devices"] == ["cpu", "cpu"]
 
 
 def test_pages_ask_nobody_else(texts: RunningServer) -> None:

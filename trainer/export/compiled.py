@@ -29,8 +29,9 @@ def write(source: Source, folder: Path) -> None:
         torch._inductor.aoti_compile_and_package(trace(source), package_path=str(folder / PACKAGE_FILE))
 
 
-def open_network(folder: Path) -> Any:
-    """The compiled network as a function of arrays; this runs its machine code."""
+def open_network(folder: Path, gpu: int | None) -> Any:
+    """The compiled network as a function of arrays; this runs its machine code, which is for the CPU."""
+    del gpu
     try:
         network = torch._inductor.aoti_load_package(str(folder / PACKAGE_FILE))
     except RuntimeError as error:

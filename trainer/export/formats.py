@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Literal
 
 import numpy as np
 
@@ -34,8 +35,9 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Format:
-    """module: in this package, with `write(source, folder)` and `open_network(folder)`. packages: that it needs to
-    run. writers: further ones to be written. is_native: it is machine code for one instruction set.
+    """module: in this package, with `write(source, folder)` and `open_network(folder, gpu)`. packages: that it needs to
+    run. writers: further ones to be written. is_native: it is machine code for one instruction set. gpu_runtime: the
+    package that computes it on GPUs; None where it computes on the CPU alone.
     """
 
     module: str
@@ -43,22 +45,23 @@ class Format:
     packages: Sequence[str] = ()
     writers: Sequence[str] = ()
     is_native: bool = False
+    gpu_runtime: Literal["torch", "onnxruntime"] | None = None
 
 
-EXACT = Tolerance(1e-4, 1e-5, 0.1)
+EXACT, HALF = Tolerance(1e-4, 1e-5, 0.1), Tolerance(2e-2, 2e-3, 0.1)
 ONNX, ONNX_WRITERS = ("onnx", "onnxruntime"), ("onnxscript",)
 
 # Half precision has 11 significant bits, so an output of 8 is known to 0.004. Eight bits are judged by the metric; the
 # bound on the mean difference is what a metric on few samples does not see. Its unit is the spread: a model that has
 # learned little answers almost the same to every input, and other weights would change less than eight bits may.
 FORMATS: Mapping[str, Format] = {
-    "safetensors": Format("weights", EXACT),
-    "torch_export": Format("program", EXACT),
+    "safetensors": Format("weights", EXACT, gpu_runtime="torch"),
+    "torch_export": Format("program", EXACT, gpu_runtime="torch"),
     "aot_inductor": Format("compiled", EXACT, is_native=True),
-    "onnx": Format("onnx_file", EXACT, ONNX, ONNX_WRITERS),
-    "onnx_fp16": Format("onnx_fp16", Tolerance(2e-2, 2e-3, 0.1), ONNX, ONNX_WRITERS),
+    "onnx": Format("onnx_file", EXACT, ONNX, ONNX_WRITERS, gpu_runtime="onnxruntime"),
+    "onnx_fp16": Format("onnx_fp16", HALF, ONNX, ONNX_WRITERS, gpu_runtime="onnxruntime"),
     "onnx_int8": Format("onnx_int8", Tolerance(1.0, 0.1, 0.5, of_spread=True), ONNX, ONNX_WRITERS),
-    "tensorrt": Format("tensorrt", Tolerance(2e-2, 2e-3, 0.1), ONNX, ONNX_WRITERS),
+    "tensorrt": Format("tensorrt", HALF, ONNX, ONNX_WRITERS, gpu_runtime="onnxruntime"),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.errors import UserError
+from trainer.export.formats import FORMATS
 from trainer.run.files import MANIFEST_FILE
 
 PROCESSING_FILE = "processing.json"
@@ -73,8 +74,15 @@ def digests(folder: Path) -> dict[str, FileDigest]:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an export, every file of which is as it says.
 
-    Raises: UserError: there is none, a file is missing or changed, or one lies outside of the folder.
+    Raises: UserError: as parse_manifest, or a file is missing or changed, or one lies outside of the folder.
     """
+    manifest = parse_manifest(folder)
+    check_files(folder, manifest)
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """What the manifest of an export says. Raises: UserError: there is none, or its format is not known."""
     path = folder / MANIFEST_FILE
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -84,7 +92,8 @@ def read_manifest(folder: Path) -> Manifest:
         detail = error.errors(include_url=False)[0]
         where = ".".join(map(str, detail["loc"]))
         raise UserError(f"{path}: not that of an export: {where} {detail['msg']}") from error
-    check_files(folder, manifest)
+    if manifest.format not in FORMATS:
+        raise UserError(f"{folder}: format {manifest.format} is not known to this version")
     return manifest
 
 

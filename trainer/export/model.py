@@ -65,20 +65,19 @@ class ExportedModel(ExportedNetwork):
     manifest: Manifest
 
 
-def load(path: str | Path, allow_native_code: bool = False) -> ExportedModel:
+def load(path: str | Path, allow_native_code: bool = False, gpu: int | None = None) -> ExportedModel:
     """An export, without Lightning; without torch where its format is of ONNX. Nothing in it is executed as code.
 
     Args: path: the folder of one format, such as RUN/export/onnx. allow_native_code: of aot_inductor, which is machine
-        code and can do whatever this process can.
+        code and can do whatever this process can. gpu: the number of the one that computes; without it the CPU does,
+        and for tensorrt the first GPU.
     Raises: UserError: no export, a file that is damaged, changed or outside of the folder, or a missing package.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    if manifest.format not in FORMATS:
-        raise UserError(f"{folder}: format {manifest.format} is not known to this version")
     if FORMATS[manifest.format].is_native:
         _check_native(folder, manifest, allow_native_code)
-    network = open_export(folder, manifest.format)
+    network = open_export(folder, manifest.format, gpu)
     return ExportedModel(network.processing, network.forward, manifest)
 
 
@@ -93,8 +92,10 @@ def _check_native(folder: Path, manifest: Manifest, is_allowed: bool) -> None:
         raise UserError(f"{folder}: {reason}; export the run here")
 
 
-def open_export(folder: Path, format_name: str) -> ExportedNetwork:
+def open_export(folder: Path, format_name: str, gpu: int | None = None) -> ExportedNetwork:
     """What a folder holds, before it has a manifest. Raises: UserError: as `load`."""
+    if gpu is not None and FORMATS[format_name].gpu_runtime is None:
+        raise UserError(f"{folder}: the format {format_name} computes on the CPU, not on GPU {gpu}")
     require_packages(format_name)
     file = folder / PROCESSING_FILE
     try:
@@ -105,5 +106,5 @@ def open_export(folder: Path, format_name: str) -> ExportedNetwork:
         detail = error.errors(include_url=False)[0]
         raise UserError(f"{file}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from error
     processing.inputs.open(folder)
-    network: Network = import_module(f"trainer.export.{FORMATS[format_name].module}").open_network(folder)
+    network: Network = import_module(f"trainer.export.{FORMATS[format_name].module}").open_network(folder, gpu)
     return ExportedNetwork(processing, network)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer.errors import UserError
+from trainer.export.devices import providers_for
 from trainer.export.processing import Arrays
 from trainer.export.quiet import quiet
 
@@ -45,15 +46,16 @@ def write(source: Source, folder: Path) -> None:
         )
 
 
-def open_network(folder: Path) -> Any:
-    """The graph on the CPU, as a function of arrays. Raises: UserError: see open_session."""
-    return open_session(folder, ["CPUExecutionProvider"])
+def open_network(folder: Path, gpu: int | None) -> Any:
+    """The graph on the CPU or a GPU, as a function of arrays. Raises: UserError: see open_session."""
+    return open_session(folder, providers_for(gpu))
 
 
-def open_session(folder: Path, providers: Sequence[str]) -> Any:
+def open_session(folder: Path, providers: Sequence[Any]) -> Any:
     """The graph as a function of arrays, with as many threads as OMP_NUM_THREADS says.
 
-    Raises: UserError: it is damaged, or its weights lie outside of the folder.
+    Args: providers: of onnxruntime, as names or with their options; the first one has to be usable here.
+    Raises: UserError: it is damaged, its weights lie outside of the folder, or the provider cannot be used.
     """
     import onnxruntime
 
@@ -68,6 +70,9 @@ def open_session(folder: Path, providers: Sequence[str]) -> Any:
         session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
     except Exception as error:  # its classes have no common base
         raise UserError(f"{file}: onnxruntime cannot open it", str(error).splitlines()[0][:200]) from error
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if session.get_providers()[0] != wanted:  # it falls back to the next one and only logs why
+        raise UserError(f"{file}: onnxruntime cannot use {wanted} here", "its message above says why")
     names = {each.name for each in session.get_inputs()}
 
     def forward(arrays: Arrays) -> np.ndarray:

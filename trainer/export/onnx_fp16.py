@@ -22,6 +22,6 @@ def write(source: Source, folder: Path) -> None:
     (folder / f"{onnx_file.MODEL_FILE}{onnx_file.DATA_SUFFIX}").unlink(missing_ok=True)
 
 
-def open_network(folder: Path) -> Any:
+def open_network(folder: Path, gpu: int | None) -> Any:
     """See onnx_file. The CPU has few kernels in half precision and computes the rest in float32."""
-    return onnx_file.open_network(folder)
+    return onnx_file.open_network(folder, gpu)

@@ -50,9 +50,9 @@ def write(source: Source, folder: Path) -> None:
         )
 
 
-def open_network(folder: Path) -> Any:
-    """See onnx_file."""
-    return onnx_file.open_network(folder)
+def open_network(folder: Path, gpu: int | None) -> Any:
+    """See onnx_file. Kernels for eight bits are those of the CPU."""
+    return onnx_file.open_network(folder, gpu)
 
 
 class _Calibration:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export import Dim
+from torch.export.passes import move_to_device_pass
 
 from trainer.errors import UserError
+from trainer.export.devices import torch_device
 from trainer.export.processing import Arrays
 from trainer.export.quiet import quiet
 from trainer.export.source import Source
@@ -57,19 +59,25 @@ def trace(source: Source) -> torch.export.ExportedProgram:
     return torch.export.export(source.model.network, (), dict(example.tensors), dynamic_shapes=shapes)
 
 
-def open_network(folder: Path) -> Any:
-    """The program as a function of arrays. Raises: UserError: it is damaged, or would run code when it is loaded."""
+def open_network(folder: Path, gpu: int | None) -> Any:
+    """The program on the CPU or a GPU, as a function of arrays.
+
+    Raises: UserError: it is damaged, or would run code when it is loaded.
+    """
     file = folder / PROGRAM_FILE
     refuse_code(file)
+    device = torch_device(gpu)
     try:
-        module = torch.export.load(file).module()
+        program = torch.export.load(file)
+        # A traced program makes its constants on the device of its trace.
+        module = (program if gpu is None else move_to_device_pass(program, device)).module()
     except (RuntimeError, ValueError, KeyError, AssertionError) as error:
         raise UserError(f"{file}: damaged ({str(error).splitlines()[0][:160]})") from error
 
     @torch.inference_mode()
     def forward(arrays: Arrays) -> np.ndarray:
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return module(**tensors).float().numpy()
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        return module(**tensors).float().cpu().numpy()
 
     return forward
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.errors import UserError
 from trainer.export import onnx_file
+from trainer.export.devices import providers_for
 from trainer.export.source import Source
 
 PROVIDER = "TensorrtExecutionProvider"
@@ -18,10 +19,11 @@ def write(source: Source, folder: Path) -> None:
     onnx_file.write(source, folder)
 
 
-def open_network(folder: Path) -> Any:
-    """See onnx_file. Raises: UserError: no GPU, or no TensorRT."""
+def open_network(folder: Path, gpu: int | None) -> Any:
+    """See onnx_file; the first GPU where none is chosen. Raises: UserError: no GPU, or no TensorRT."""
     _require()
-    return onnx_file.open_session(folder, [PROVIDER, "CUDAExecutionProvider"])
+    number = gpu or 0
+    return onnx_file.open_session(folder, [(PROVIDER, {"device_id": number}), *providers_for(number)])
 
 
 def _require() -> None:

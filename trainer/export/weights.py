@@ -10,6 +10,7 @@ import numpy as np
 
 from trainer.config.own_parts import find_targets
 from trainer.errors import UserError
+from trainer.export.devices import torch_device
 from trainer.export.processing import Arrays
 from trainer.export.source import Source
 from trainer.run.files import CONFIG_FILE, INPUT_SPEC_FILE, MODEL_FILE
@@ -33,8 +34,8 @@ def write(source: Source, folder: Path) -> None:
         shutil.copytree(source.run_dir / TOKENIZER_DIR, folder / TOKENIZER_DIR)
 
 
-def open_network(folder: Path) -> Any:
-    """The network as a function of arrays.
+def open_network(folder: Path, gpu: int | None) -> Any:
+    """The network on the CPU or a GPU, as a function of arrays.
 
     Raises: UserError: a file is damaged, or the network is of the user's own, which only their code can build.
     """
@@ -47,9 +48,10 @@ def open_network(folder: Path) -> Any:
     if targets:
         advice = "formats torch_export and onnx need no code"
         raise UserError(f"{folder}: {CONFIG_FILE} names code, {targets[0]}, which an export never imports", advice)
-    model = stored.task.load_inference(float32(stored.config), folder, torch.device("cpu"))
+    device = torch_device(gpu)
+    model = stored.task.load_inference(float32(stored.config), folder, device)
 
     def forward(arrays: Arrays) -> np.ndarray:
-        return model.forward({name: torch.from_numpy(array) for name, array in arrays.items()}).numpy()
+        return model.forward({name: torch.from_numpy(array).to(device) for name, array in arrays.items()}).cpu().numpy()
 
     return forward

@@ -45,7 +45,9 @@ class Metric(BaseModel):
 
 
 class Description(BaseModel):
-    """What is served. kind: text, text_pair, image or noise. labels: of classes. created: when it was exported, UTC."""
+    """What is served. kind: text, text_pair, image or noise. labels: of classes. created: when it was exported, UTC.
+    devices: one a worker.
+    """
 
     task: str
     kind: str
@@ -53,6 +55,7 @@ class Description(BaseModel):
     format: str
     source_run: str
     created: str
+    devices: list[str]
     metric: Metric | None
     limits: dict[str, int | float]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -55,7 +55,9 @@ class ServeConfig(Limits):
     port: Annotated[int, Field(ge=0, lt=2**16)] = 8000
     """TCP port; 0 takes a free one."""
     workers: Count = 1
-    """Threads that compute batches side by side, each with a copy of the network."""
+    """Threads that compute batches side by side, each with a copy of the network and, on GPUs, with one of its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the workers compute on; auto takes GPUs where the format and the installed packages can use them."""
     max_batch: Count = 32
     """Inputs in one batch; 1 turns batching off."""
     max_wait_ms: NonNegative = 2.0

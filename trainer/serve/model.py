@@ -9,7 +9,9 @@ from typing import Any
 
 from trainer.errors import UserError, nearest
 from trainer.export import ExportedModel, load
+from trainer.export.devices import assigned_gpus, count_gpus, device_name
 from trainer.export.formats import FORMATS
+from trainer.export.manifest import parse_manifest
 from trainer.export.probes import check_probes, read_probes
 from trainer.export.processing import ImageInputs, LabelOutputs, NoiseInputs, TextInputs
 from trainer.run.files import EXPORT_DIR, MANIFEST_FILE
@@ -19,10 +21,13 @@ from trainer.serve.config import ServeConfig
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """An export, ready to answer. copies: one a worker, so that each has threads and buffers of its own."""
+    """An export, ready to answer. copies: one a worker, so that each has threads and buffers of its own. gpus: of the
+    copies; None is the CPU.
+    """
 
     folder: Path
     copies: Sequence[ExportedModel]
+    gpus: Sequence[int | None]
 
     @property
     def exported(self) -> ExportedModel:
@@ -57,6 +62,7 @@ class ServedModel:
             "format": manifest.format,
             "source_run": Path(str(manifest.run["directory"])).name,
             "created": manifest.created,
+            "devices": [device_name(gpu) for gpu in self.gpus],
             "metric": metric,
         }
 
@@ -69,9 +75,12 @@ class ServedModel:
 def load_served(folder: Path, config: ServeConfig) -> ServedModel:
     """An export that computes here what it computed when it was proved, warmed up.
 
-    Raises: UserError: it is missing, damaged or of native code that is not allowed, or its outputs differ.
+    Raises: UserError: it is missing, damaged or of native code that is not allowed, there are not enough GPUs, or its
+    outputs differ.
     """
-    served = ServedModel(folder, [load(folder, config.allow_native_code) for _ in range(config.workers)])
+    name = parse_manifest(folder).format
+    gpus = assigned_gpus(config.workers, config.device, name, 0 if config.device == "cpu" else count_gpus(name))
+    served = ServedModel(folder, [load(folder, config.allow_native_code, gpu) for gpu in gpus], gpus)
     probes = read_probes(folder, served.exported)
     for model in served.copies:
         check_probes(folder, model, probes)
