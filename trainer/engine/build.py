@@ -16,6 +16,7 @@ from safetensors.torch import load_model
 from trainer.checkpoint.weights import WEIGHTS, PlainCheckpointIO, first_mismatch, read_state
 from trainer.clock import DeviceClock, StepClock
 from trainer.config.schema import Config
+from trainer.data.cache import use_private_compiler_cache
 from trainer.data.module import DataModule
 from trainer.engine.host_memory import keep_freed_memory
 from trainer.engine.lightning_environment import JoinedEnvironment
@@ -88,6 +89,8 @@ def _load_weights(module: TrainingModule, file: Path) -> None:
 
 def prepare_networks(config: Config, module: TrainingModule, world: World) -> None:
     """Set batch statistics, memory format and compilation of all networks, in place; names of weights do not change."""
+    if config.performance.compile:
+        use_private_compiler_cache()
     for network in module.networks().values():
         if config.trainer.sync_batchnorm and world.world_size > 1:
             synchronise_batchnorm(network, world.accelerator)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.data.cache import use_private_compiler_cache
 from trainer.errors import UserError
 from trainer.export.processing import Arrays
 from trainer.export.program import trace
@@ -25,6 +26,7 @@ def write(source: Source, folder: Path) -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(f"format=aot_inductor: needs a C++ compiler, and there is no {compiler}", "name one with CXX=")
+    use_private_compiler_cache()
     with quiet():
         torch._inductor.aoti_compile_and_package(trace(source), package_path=str(folder / PACKAGE_FILE))
 

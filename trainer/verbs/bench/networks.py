@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.bench.process import run_process
+from trainer.data.cache import use_private_compiler_cache
 from trainer.errors import UserError, nearest
 from trainer.export import load
 from trainer.export.gate import Gate
@@ -75,6 +76,7 @@ def builders(network: nn.Module) -> dict[str, Callable[[], Network]]:
     """Ways to run a network that need no export."""
     found: dict[str, Callable[[], Network]] = {EAGER: lambda: _torch(network)}
     if shutil.which(os.environ.get("CXX", "g++")) is not None:
+        use_private_compiler_cache()
         found[COMPILE] = lambda: _torch(torch.compile(network, dynamic=True))  # pyright: ignore[reportArgumentType]
     return {**found, BF16: lambda: _torch(copy.deepcopy(network).to(torch.bfloat16), torch.bfloat16)}
 

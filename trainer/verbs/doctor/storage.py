@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.config.schema import Config
-from trainer.data.cache import cache_root
+from trainer.data.cache import cache_root, foreign_access
 from trainer.data.sources import path_problems
 from trainer.estimate.memory import FLOAT32, state_bytes
 from trainer.network import proxy_of, route_problem
@@ -88,11 +88,14 @@ def check_outputs(config: Config, world: World) -> Iterator[Finding]:
 
 
 def check_cache(config: Config, world: World) -> Iterator[Finding]:
-    """The cache of prepared data can be written."""
+    """The cache of prepared data can be written, by this user alone."""
     root = cache_root()
     problem = _write_problem(root)
+    access = foreign_access(root) if root.is_dir() else None
     if problem is not None:
         yield Finding("cache", "failure", problem, "TRAINER_CACHE=DIRECTORY that can be written")
+    elif access is not None:
+        yield Finding("cache", "failure", f"{root} {access}", "TRAINER_CACHE=DIRECTORY that only you can write to")
     else:
         yield Finding("cache", "ok", f"{root}: {_amount(shutil.disk_usage(_existing(root)).free)} free")
 
