@@ -45,6 +45,14 @@ IMPORTED = (
     "bokeh.document",
     "bokeh.models",
     "wandb",
+    "PIL.Image",
+    "hydra._internal.core_plugins.basic_launcher",
+    "trainer.verbs.fit",
+    "trainer.engine.train",
+    "trainer.report.page",
+    "tasks.cnn.module",
+    "tasks.dcgan.module",
+    "tasks.bert.module",
 )
 
 Request = Mapping[str, Any]
