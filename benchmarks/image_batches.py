@@ -109,7 +109,8 @@ def cifar10(path: str) -> NamedImagesConfig:
     import yaml
 
     conf = Path(__file__).parents[1] / "conf" / "data" / "cifar10.yaml"
-    return NamedImagesConfig(**{**yaml.safe_load(conf.read_text(encoding="utf-8")), "path": path})
+    values = yaml.safe_load(conf.read_text(encoding="utf-8"))
+    return NamedImagesConfig(**{**values, "path": path, "revision": None})
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from trainer.collectives import is_first_rank
 from trainer.data.hold_out import HOLD_OUT_SEED
 from trainer.data.module import DataModule
 from trainer.data.samplers import StepSampler
-from trainer.data.sources import Source, check_rows, load_splits, split_fingerprint
+from trainer.data.sources import Source, check_rows, hub_commit, load_splits, pinning_note, split_fingerprint
 from trainer.data.texts.buffer import TokenBuffer, TokenSet
 from trainer.data.texts.config import StoredTextConfig, TextDataConfig, TextFilesConfig, csv_format, file_kind
 from trainer.data.texts.length_sampler import LengthGroupedSampler
@@ -64,6 +64,7 @@ class TextData(DataModule[BertConfig]):
         self.source_columns = TextColumns.of(config.data)
         self.columns = [TEXT] if self.source_columns.text_pair is None else [TEXT, TEXT_PAIR]
         self.notes: list[str] = []
+        self.revision: str | None = None
         self.splits: dict[str, datasets.Dataset] = {}
         self.token_sets: dict[str, TokenSet] = _Sets(self._load_train)
         self.spec: InputSpec | None = None
@@ -71,6 +72,7 @@ class TextData(DataModule[BertConfig]):
     def load(self, device: torch.device) -> None:
         """See DataModule. Evaluation does not read a training file from which nothing was held out."""
         splits = self._read(read_splits(self.config.data, self._names()))
+        self._note_revision(splits)
         if self.spec is None:
             train = splits["train"]
             texts = (text for column in self.columns for text in train[column])
@@ -101,6 +103,13 @@ class TextData(DataModule[BertConfig]):
         if run is not None and read_tokenizer(run).get_vocab() != tokenizer.get_vocab():
             raise UserError(f"{source_key(init)}: its run has another vocabulary than model={model.name}")
         return tokenizer
+
+    def _note_revision(self, splits: Mapping[str, datasets.Dataset]) -> None:
+        """Record at which commit a set of the hub was fetched."""
+        source = stored_source(self.config.data)
+        if source is not None:
+            self.revision = hub_commit(splits, source)
+            self.notes += [note for note in (pinning_note(source, self.revision),) if note]
 
     def _names(self) -> Sequence[str]:
         data = self.config.data
@@ -190,6 +199,8 @@ class TextData(DataModule[BertConfig]):
         names = self.labels.names
         facts: dict[str, object] = {name: _split_facts(tokens.buffer) for name, tokens in self._all_sets().items()}
         facts["labels"] = "scores" if names is None else f"{len(names)}, {self.labels.source}: {listing(names)}"
+        if self.revision is not None:
+            facts["revision"] = self.revision
         if self.notes:
             facts["notes"] = "; ".join(self.notes)
         return facts
@@ -263,11 +274,18 @@ def read_splits(data: TextDataConfig, names: Sequence[str] = ("train", "val", "t
     if isinstance(data, IntentsConfig):
         splits = intent_splits({"train": data.num_train, "val": data.num_validation, "test": data.num_test})
     else:
-        assert isinstance(data, StoredTextConfig)
-        source = Source(data.hub_id, data.subset, data.path, revision=data.revision, sha256=data.sha256)
+        source = stored_source(data)
+        assert source is not None
         splits = load_splits(source)
         check_rows(splits, source)
     return {name: arrange_columns(split, columns, split_name(data, name)) for name, split in splits.items()}
+
+
+def stored_source(data: TextDataConfig) -> Source | None:
+    """Where a set of the hub, or its local copy, is read from; None for another kind."""
+    if not isinstance(data, StoredTextConfig):
+        return None
+    return Source(data.hub_id, data.subset, data.path, revision=data.revision, sha256=data.sha256)
 
 
 def _read_file(data: TextFilesConfig, name: str, path: str, columns: TextColumns) -> datasets.Dataset:

@@ -27,7 +27,7 @@ from transformers import logging as transformers_logging
 
 from tasks.bert.config import BertModelConfig, EncoderConfig, Pooling, ScratchConfig
 from tasks.bert.pooling import NUM_POOLED, MeanPoolingClassifier
-from tasks.bert.weights import fetch_encoder, sentence_pooling, weight_files, weights_sha256
+from tasks.bert.weights import fetch_encoder, hub_commit, sentence_pooling, weight_files, weights_sha256
 from trainer.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class BuiltModel:
 
     pooling: how the states of tokens become one vector; see BertModelConfig. sha256: of the weights file; None for
     random weights. loaded, initialised: names of tensors that were read from the file, and of those that start at
-    random. unused: names in the file that the model does not have.
+    random. unused: names in the file that the model does not have. revision: commit of an encoder of the hub.
     """
 
     model: PreTrainedModel
@@ -53,6 +53,7 @@ class BuiltModel:
     loaded: list[str]
     initialised: list[str]
     unused: list[str] = field(default_factory=list)
+    revision: str | None = None
 
 
 def build_model(
@@ -85,6 +86,8 @@ def build_model(
         built = replace(built, pooling=getattr(config, NATIVE_POOLING))
     else:
         built = _with_pooler(built, model.pooling, _named_pooling(model, folder))
+    if folder is not None:
+        built = replace(built, revision=hub_commit(folder))
     # from_pretrained leaves the model in evaluation mode, and Lightning keeps each module's mode as it finds it.
     built.model.train()
     if model.gradient_checkpointing:
@@ -320,12 +323,19 @@ def announce(built: BuiltModel, model: BertModelConfig) -> None:
         log.warning(message)
     else:
         log.warning("newly initialised: %s", ", ".join(built.initialised))
+    if isinstance(model, EncoderConfig) and built.revision not in (None, model.revision):
+        message = (
+            f"model.path={model.path}: the newest revision was taken; model.revision={built.revision} takes it again"
+        )
+        print(f"note: {message}", file=sys.stderr)
+        log.warning(message)
 
 
 def describe(built: BuiltModel) -> dict[str, Any]:
     """Facts for a run's record."""
     return {
         "pooling": built.pooling,
+        "revision": built.revision,
         "weights_sha256": built.sha256,
         "starts_from_random_weights": built.sha256 is None,
         "num_loaded_tensors": len(built.loaded),

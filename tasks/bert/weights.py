@@ -16,6 +16,7 @@ from typing import Any, Literal
 from trainer.errors import Problem, UserError
 
 PACKAGE = "package://"
+COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 SAFE, PICKLED = "*.safetensors", ("*.bin", "*.pt", "*.pth")
 HUB_FILES = ["*.json", "*.txt", "*.model"]
@@ -147,6 +148,11 @@ def fetch_encoder(path: str, revision: str | None, pretrained: bool, allow_pickl
     if advice:
         raise UserError(str(Problem("model.path", path, advice)))
     return folder
+
+
+def hub_commit(folder: Path) -> str | None:
+    """The commit that the hub's cache holds an encoder's files of; None for a folder elsewhere."""
+    return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else None
 
 
 def _download(hub_id: str, revision: str | None, pretrained: bool, allow_pickle: bool) -> Path:

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 
+import trainer.config.compose  # noqa: F401 - registers the interpolations of conf/
 from trainer.config.schema import Config
 from trainer.data.hold_out import hold_out
 from trainer.data.images.batches import ImageSet
@@ -35,8 +36,9 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def data_config(name: str, **changes: Any) -> ImageDataConfig:
-    values = yaml.safe_load((ROOT / "conf" / "data" / f"{name}.yaml").read_text())
-    return cast(ImageDataConfig, IMAGE_DATAS[name](**{**values, **changes}))
+    values = OmegaConf.merge(OmegaConf.load(ROOT / "conf" / "data" / f"{name}.yaml"), changes)
+    resolved = cast(dict[str, Any], OmegaConf.to_container(values, resolve=True))
+    return cast(ImageDataConfig, IMAGE_DATAS[name](**resolved))
 
 
 def loaded(name: str, seed: int = 0, **changes: Any) -> ImageDataModule[Any]:

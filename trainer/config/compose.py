@@ -46,6 +46,14 @@ GROUPS = (
 )  # fmt: skip
 
 
+def unless(other: Any, value: Any) -> Any:
+    """An interpolation: a value that holds only while another one is null, as in ${unless:${.path},VALUE}."""
+    return value if other is None else None
+
+
+OmegaConf.register_new_resolver("unless", unless, replace=True)
+
+
 def parse_overrides(words: Sequence[str]) -> list[Override]:
     """Hydra's grammar: key=value, +key=value, group=member. Raises: UserError: a word that it has no place for here."""
     overrides = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ SPLITS = {
 }
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+COMMIT = re.compile(r"[0-9a-f]{40}")
 HASHED_ROWS = 256  # that are in memory at a time
 EXPECTED = "expected parquet, csv or jsonl files named by split (train, validation, test), or one folder a class"
 
@@ -118,6 +120,24 @@ def file_roots(source: Source) -> list[Path]:
     from huggingface_hub import constants
 
     return [Path(constants.HF_HUB_CACHE).resolve(), (cache_root() / "datasets").resolve()]
+
+
+def hub_commit(splits: Mapping[str, datasets.Dataset], source: Source) -> str | None:
+    """The commit that a set was fetched at; None for one that is not of the hub.
+
+    datasets names the folder of its tables by it.
+    """
+    if source.path or source.hub_id is None:
+        return None
+    folders = [Path(file["filename"]).parent.name for split in splits.values() for file in split.cache_files]
+    return next((name for name in folders if COMMIT.fullmatch(name)), None)
+
+
+def pinning_note(source: Source, commit: str | None) -> str | None:
+    """How to take a set again as it was fetched, where the configuration does not say so already."""
+    if commit is None or commit == source.revision:
+        return None
+    return f"{source}: the newest revision was taken; data.revision={commit} takes it again"
 
 
 def split_fingerprint(dataset: datasets.Dataset) -> str:

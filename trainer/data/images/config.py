@@ -67,7 +67,7 @@ class StoredImagesConfig(ImageDataConfig):
 class NamedImagesConfig(StoredImagesConfig):
     """A well-known set, whose content does not depend on its path."""
 
-    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path", "sha256"})
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path", "revision", "sha256"})
 
 
 IMAGE_DATAS: dict[str, type[DataConfig]] = {

@@ -134,6 +134,7 @@ class ImageDataModule(DataModule[ImageConfigT]):
         spec = self.spec
         channels, height, width = spec.form.shape
         facts: dict[str, object] = {"source": found.source}
+        facts |= {"revision": found.revision} if found.revision else {}
         facts |= {name: f"{len(role.rows):,} images, {role.origin}" for name, role in roles.items()}
         facts["image"] = f"{channels}x{height}x{width} uint8, {kept}"
         facts["classes"] = len(spec.class_names)

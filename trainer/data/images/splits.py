@@ -13,7 +13,15 @@ from trainer.data.confined import check_paths
 from trainer.data.images.cache import ImageCache, image_cache, moments, pixel_hash
 from trainer.data.images.config import ImageDataConfig, StoredImagesConfig
 from trainer.data.images.decode import ImageForm, Unusable, decode_all, image_form, open_image, to_form
-from trainer.data.sources import Source, check_rows, file_roots, load_splits, split_fingerprint
+from trainer.data.sources import (
+    Source,
+    check_rows,
+    file_roots,
+    hub_commit,
+    load_splits,
+    pinning_note,
+    split_fingerprint,
+)
 from trainer.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -44,7 +52,7 @@ class ImageSplits:
     """All splits of a set by name: train, and where the set has them val and test.
 
     form: of the images. class_names: empty without labels. notes: what the user should know about how the set was
-    read, a line each.
+    read, a line each. revision: commit of a set of the hub.
     """
 
     splits: Mapping[str, ImageSplit]
@@ -52,6 +60,7 @@ class ImageSplits:
     class_names: Sequence[str]
     source: str
     notes: Sequence[str]
+    revision: str | None = None
 
 
 def read_splits(
@@ -97,7 +106,8 @@ def _stored(data: StoredImagesConfig, form: ImageForm | None, class_names: Seque
     for name, table in tables.items():
         check_paths(_encoded(table, image_column), image_column, file_roots(source), f"{source}, {name} split")
     check_rows(tables, source)
-    notes: list[str] = []
+    commit = hub_commit(tables, source)
+    notes = [note for note in (pinning_note(source, commit),) if note]
     if class_names is not None and not class_names:
         labels, names = _without_labels(tables), []
     else:
@@ -109,7 +119,7 @@ def _stored(data: StoredImagesConfig, form: ImageForm | None, class_names: Seque
         cache = _decoded(tables[name], image_column, form, f"{source}, {name} split")
         rows = _usable(cache, len(split_labels), data.on_corrupt, f"{source}, {name} split", notes)
         splits[name] = ImageSplit(cache.pixels, split_labels, cache.sums, cache.squares, rows, cache.sha256)
-    return ImageSplits(splits, form, names, str(source), notes)
+    return ImageSplits(splits, form, names, str(source), notes, commit)
 
 
 def _image_column(table: datasets.Dataset, chosen: str | None, source: Source) -> str:

@@ -94,7 +94,7 @@ class StoredTextConfig(TextDataConfig):
 class NamedTextConfig(StoredTextConfig):
     """A well-known set: the same wherever its copy is."""
 
-    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path", "sha256"})
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"path", "revision", "sha256"})
 
 
 @settings
