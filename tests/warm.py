@@ -5,8 +5,8 @@
 
 stand for subprocess.run([sys.executable, ...]) and subprocess.Popen([sys.executable, ...]). Such a process is what a
 new one is after its imports, those of the project included: it has its own working directory, environment, streams and
-session, and no threads. The ranks that it starts through torch's elastic agent are forked as well. What a test says about
-the start of a process, its imports or its interpreter needs a real one.
+session, and no threads. The ranks that it starts through torch's elastic agent are forked as well. What a test says
+about the start of a process, its imports or its interpreter needs a real one.
 
 The server (warm_server.py) ends with the process that has started it, and its processes end with it.
 """
