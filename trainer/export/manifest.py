@@ -82,7 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(folder: Path) -> Manifest:
-    """What the manifest of an export says. Raises: UserError: there is none, or its format is not known."""
+    """What the manifest of an export says. Raises: UserError: there is none, it is damaged, or of another version."""
     path = folder / MANIFEST_FILE
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -94,6 +94,8 @@ def parse_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: not that of an export: {where} {detail['msg']}") from error
     if manifest.format not in FORMATS:
         raise UserError(f"{folder}: format {manifest.format} is not known to this version")
+    if not isinstance(manifest.run.get("directory"), str):
+        raise UserError(f"{path}: not that of an export: run.directory is missing")
     return manifest
 
 

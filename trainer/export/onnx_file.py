@@ -96,8 +96,12 @@ def check_external_data(file: Path) -> None:
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Weights and constants, also of the graphs inside of its nodes."""
     yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
         yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
         for inner in (attribute.g, *attribute.graphs):
             yield from _tensors(inner)
 

@@ -40,8 +40,13 @@ def read_probes(folder: Path, network: ExportedNetwork) -> Probes:
         outputs = np.load(folder / OUTPUTS_FILE, allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: has no {PROBES_FILE} and {OUTPUTS_FILE}; export the run again") from error
-    except (OSError, ValueError, EOFError) as error:
+    # MemoryError: the header of the array claims more than there is.
+    except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
         raise UserError(f"{folder}: {PROBES_FILE} or {OUTPUTS_FILE} is damaged") from error
+    if not isinstance(outputs, np.ndarray) or outputs.dtype != np.float32 or outputs.ndim == 0:
+        raise UserError(f"{folder}: {OUTPUTS_FILE} is damaged: it is no array of float32")
+    if given == []:
+        raise UserError(f"{folder}: has no probes in {PROBES_FILE}; export the run again")
     if not isinstance(given, list) or len(given) != len(outputs):
         raise UserError(f"{folder}: {PROBES_FILE} has not as many inputs as {OUTPUTS_FILE} has outputs")
     return Probes([network.processing.inputs.from_json(value) for value in given], outputs)

@@ -135,6 +135,9 @@ class TextInputs(_Inputs):
         """See _Inputs."""
         from tokenizers import Tokenizer
 
+        # Beside this file, where its checksum was compared.
+        if Path(self.tokenizer).name != self.tokenizer:
+            raise UserError(f"{folder}: its tokenizer is at {self.tokenizer}, outside of the export's folder")
         try:
             tokenizer = Tokenizer.from_file(str(folder / self.tokenizer))
         except Exception as error:  # tokenizers raises no narrower class

@@ -12,9 +12,9 @@ from trainer.export import ExportedModel, load
 from trainer.export.devices import assigned_gpus, count_gpus, device_name
 from trainer.export.formats import FORMATS
 from trainer.export.manifest import parse_manifest
-from trainer.export.probes import check_probes, read_probes
+from trainer.export.probes import Probes, check_probes, read_probes
 from trainer.export.processing import ImageInputs, LabelOutputs, NoiseInputs, TextInputs
-from trainer.run.files import EXPORT_DIR, MANIFEST_FILE
+from trainer.run.files import EXPORT_DIR, MANIFEST_FILE, refuse_links_outside
 from trainer.run.record import Record
 from trainer.serve.config import ServeConfig
 
@@ -82,15 +82,25 @@ def load_served(folder: Path, config: ServeConfig) -> ServedModel:
     gpus = assigned_gpus(config.workers, config.device, name, 0 if config.device == "cpu" else count_gpus(name))
     served = ServedModel(folder, [load(folder, config.allow_native_code, gpu) for gpu in gpus], gpus)
     probes = read_probes(folder, served.exported)
-    for model in served.copies:
-        check_probes(folder, model, probes)
+    try:
+        for model in served.copies:
+            check_probes(folder, model, probes)
+        _warm_up(served, probes, config.max_batch)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a runtime raises on an export that does not fit itself
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: fails on its probes: {type(error).__name__}: {reason}") from error
+    return served
+
+
+def _warm_up(served: ServedModel, probes: Probes, max_batch: int) -> None:
     # A runtime chooses kernels and allocates memory for the shapes that it sees first.
     ends = served.exported.processing.inputs.prepared([probes.inputs[0], probes.inputs[-1]])
-    for worker in range(config.workers):
-        for size in {1, 2, config.max_batch}:
+    for worker in range(len(served.copies)):
+        for size in {1, 2, max_batch}:
             for prepared in ends:
                 served.compute(worker, [prepared] * size)
-    return served
 
 
 def find_export(config: ServeConfig) -> Path:
@@ -106,6 +116,7 @@ def find_export(config: ServeConfig) -> Path:
         return folder
     run_dir = Path(str(config.run))
     Record(run_dir).read()
+    refuse_links_outside(run_dir)
     present = [name for name in FORMATS if (run_dir / EXPORT_DIR / name / MANIFEST_FILE).is_file()]
     if config.format is not None:
         if config.format not in FORMATS:

@@ -19,7 +19,7 @@ from typing import Any
 
 import uvicorn
 
-from trainer.errors import EXIT_DONE, UserError
+from trainer.errors import EXIT_DONE, UserError, printable
 from trainer.serve.app import build_app
 from trainer.serve.config import KEY_VARIABLE, ServeConfig
 from trainer.serve.guard import is_loopback
@@ -134,14 +134,16 @@ class Server:
     async def _load_and_watch(self) -> None:
         found = signature(self.folder)
         try:
-            self.service.model = await asyncio.to_thread(load_served, self.folder, self.service.config)
+            model = await asyncio.to_thread(load_served, self.folder, self.service.config)
+            title = _title(model)
         except Exception as error:  # noqa: BLE001 - raised again by `run`
             self.failure = error
             self.uvicorn.should_exit = True
             return
+        self.service.model = model
         host, port = self.listener.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
-        print(f"http://{address}:{port}/  {_title(self.service.model)}; Ctrl-C ends it", flush=True)
+        print(f"http://{address}:{port}/  {title}; Ctrl-C ends it", flush=True)
         if self.service.config.reload_every_s:
             await watch(self.service, self.folder, found)
 
@@ -191,4 +193,4 @@ def refuse_handshakes(listener: socket.socket) -> None:
 
 def _title(model: ServedModel) -> str:
     manifest = model.exported.manifest
-    return f"{manifest.task} ({manifest.format}) of {Path(str(manifest.run['directory'])).name}"
+    return printable(f"{manifest.task} ({manifest.format}) of {Path(manifest.run['directory']).name}", kept="")
