@@ -24,6 +24,7 @@ from several_lines import on_ranks
 
 from trainer.cli import main
 from trainer.profile import memory
+from trainer.profile.memory import MemoryRecorder
 from trainer.profile.memory_picture import COLORS
 from trainer.profile.steps import ProfiledSteps
 from trainer.report.page import write_report
@@ -65,7 +66,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         for profiler in ("none", "simple", "torch", "memory", "python"):
             words = [] if profiler in ("none", "simple") else [WORD]
             model = f"model.width={WIDTH}"
-            assert main([*WORDS, model, f"profiler={profiler}", *words, f"run.root={profiler}"]) == 0
+            for _ in range(1 if profiler != "memory" else 3):
+                shutil.rmtree(profiler, ignore_errors=True)
+                assert main([*WORDS, model, f"profiler={profiler}", *words, f"run.root={profiler}"]) == 0
+                # torch 2.13 sometimes fails to analyse what it has recorded of memory, and the next attempt is right.
+                if runs.timelines:
+                    break
     return runs
 
 
@@ -209,6 +215,20 @@ def test_the_table_of_a_profile_is_that_of_its_first_rank(tmp_path: Path) -> Non
     profile = read_profile(tmp_path)
     assert profile is not None and [table.title for table in profile.tables] == ["operators-rank-2.csv"]
     assert (profile.files[0].name, profile.files[0].url) == ("operators-rank-10.csv", "")
+
+
+def test_a_profile_that_fails_ends_no_run(
+    in_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: MemoryRecorder) -> None:
+        raise AssertionError("version mismatch")
+
+    monkeypatch.setattr(MemoryRecorder, "stop", fail)
+    assert main([*WORDS, "profiler=memory", WORD]) == 0
+    run = only_run(in_directory / "outputs")
+    assert "nothing was recorded, the log of rank 0 says why" in capsys.readouterr().out
+    log = (run / "logs" / "rank-0.log").read_text()
+    assert "no profile of the steps 3 to 5, rank 0" in log and "AssertionError: version mismatch" in log
 
 
 def test_the_end_of_a_run_names_the_files(in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,4 +106,8 @@ class ProfiledSteps(pl.Callback):
             self.recording = False
             self.recorder.steps = (self.first, max(self.first, self.done))
             with self.clock.paused():
-                self.recorder.stop()
+                try:
+                    self.recorder.stop()
+                except Exception:
+                    # torch's analysis of its own events fails at times, and a profile is not worth a run.
+                    log.exception("no profile of the %s", self.recorder.title)
