@@ -20,10 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+# What happens to every request: no answer, a connection that is closed, or a status.
+Fault = Literal["hangs", "gone", "401", "429", "500"]
 
 ENTITY = "loopback"
 KEY = "0" * 40
@@ -78,7 +81,11 @@ class ServerArtifact:
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Serves until the end of the `with` block. requests: operations and paths in the order in which they came."""
+    """Serves until the end of the `with` block.
+
+    requests: operations and paths in the order in which they came. fault: see Fault. refuses_files: uploads of files
+    get status 500.
+    """
 
     daemon_threads = True
 
@@ -89,7 +96,9 @@ class WandbServer(ThreadingHTTPServer):
         self.artifacts: list[ServerArtifact] = []
         self.views: dict[str, dict[str, Any]] = {}
         self.requests: list[str] = []
-        self.refuses_keys = False
+        self.fault: Fault | None = None
+        self.refuses_files = False
+        self.ended = threading.Event()
         self.guard = threading.Lock()
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
@@ -101,7 +110,9 @@ class WandbServer(ThreadingHTTPServer):
         self.stop()
 
     def stop(self) -> None:
-        """Refuse connections from now on."""
+        """Refuse connections from now on, and close those that are open at their next request."""
+        self.fault = "gone"
+        self.ended.set()
         self.shutdown()
         self.server_close()
 
@@ -301,14 +312,33 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return content
 
+    def _fails(self) -> bool:
+        """Whether the server's fault answers the request, or leaves it without an answer."""
+        fault = self.server.fault
+        if fault is None:
+            return False
+        if fault.isdigit():
+            self._reply({"errors": [{"message": f"planted fault {fault}"}]}, int(fault))
+            return True
+        if fault == "hangs":
+            self.server.ended.wait()
+        self.close_connection = True
+        return True
+
     def do_GET(self) -> None:
         """Nothing is read that way."""
         self.server.requests.append(f"GET {self.path}")
-        self._reply({})
+        if not self._fails():
+            self._reply({})
 
     def do_PUT(self) -> None:
         """An uploaded file."""
         content, path = self._body(), urlsplit(self.path).path
+        if self._fails():
+            return
+        if self.server.refuses_files:
+            self._reply({}, 500)
+            return
         with self.server.guard:
             self.server.requests.append(f"PUT {path}")
             if path.startswith("/artifacts/"):
@@ -321,11 +351,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """GraphQL, or the file stream of a run."""
         content, path = self._body(), urlsplit(self.path).path
+        if self._fails():
+            return
         if not path.endswith(("/graphql", "/file_stream")):
             self._reply({})  # the client's reports about itself, which are compressed
-            return
-        if self.server.refuses_keys:
-            self._reply({"errors": [{"message": "invalid key"}]}, 401)
             return
         body = json.loads(content)
         with self.server.guard:

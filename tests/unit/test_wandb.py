@@ -59,13 +59,13 @@ def test_a_refused_key_is_offline_or_an_error(
 ) -> None:
     write_json(tmp_path / "run.json", {"wandb_id": "0badcafe"})
     with WandbServer() as server, server.client(monkeypatch):
-        server.refuses_keys = True
+        server.fault = "401"
         with pytest.raises(UserError, match=r"mode=online: W&B refuses the run: .*401"):
             build_wandb_logger(replace(CONFIG, mode="online"), {}, Record(tmp_path))
         logger = build_wandb_logger(CONFIG, {}, Record(tmp_path))
         assert logger.run.offline
         assert finish_wandb(logger, 0, finished=True).startswith("python -m trainer sync")
-    assert "W&B is offline: the server refuses the run" in caplog.text
+    assert "W&B is offline: the server does not take the run: Failed to" in caplog.text
 
 
 def test_a_key_without_a_route_is_offline(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

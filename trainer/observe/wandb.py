@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,27 @@ from trainer.config.credentials import has_wandb_key
 from trainer.config.loggers import WandbLoggerConfig
 from trainer.errors import UserError
 from trainer.network import route_problem
-from trainer.observe.wandb_run import files_of_run, finish_run, log_artifacts, start_run, upload_rows
+from trainer.observe.wandb_run import (
+    files_of_run,
+    finish_run,
+    log_artifacts,
+    mark_as_uploaded,
+    run_artifacts,
+    start_run,
+    upload_pictures,
+    upload_rows,
+)
 from trainer.run.record import Record
 
 log = logging.getLogger(__name__)
 
-# At the end of a run; wandb itself waits for a server that has gone for as long as it takes.
-FINISH_TIMEOUT_S = 30.0
+# wandb waits 90 s for a server that does not answer, and then ends the process.
+INIT_TIMEOUT_S = 15.0
+# At the end of a run; wandb itself waits for a server that has gone for as long as it takes. It asks the server about
+# each artifact first, where no setting limits it.
+ARTIFACTS_TIMEOUT_S = 5.0
+FINISH_TIMEOUT_S = 20.0
+MAX_MESSAGE = 300  # characters
 
 
 class StepLogger(WandbLogger):
@@ -36,6 +52,7 @@ class StepLogger(WandbLogger):
         self.run_dir, self.run = run_dir, run
         self.step = self.first_step = max(run.starting_step, run.step)
         self.row: dict[str, Any] = {}
+        self.lost = False
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add to the row of a step. Args: step: None for that of the last call."""
@@ -46,13 +63,29 @@ class StepLogger(WandbLogger):
 
     def send_row(self) -> None:
         """Send what was logged at the last step."""
-        if self.row and self.step >= self.first_step:
-            self.run.log(self.row, step=self.step, commit=True)
+        row, step = self.row, self.step
+        if row and step >= self.first_step:
+            self.attempt(lambda: self.run.log(row, step=step, commit=True))
         self.row = {}
+
+    def attempt(self, call: Callable[[], None]) -> None:
+        """Call wandb; training goes on without it where that fails, as where its own process was killed."""
+        if self.lost:
+            return
+        try:
+            call()
+        except TimeoutError:  # at the end; what is missing is said there
+            self.lost = True
+        except Exception as error:  # wandb lets errors of its transport through, which have no common class
+            log.warning("W&B has failed", exc_info=True)
+            _warn(f"W&B has failed at step {self.step} and gets nothing more from here: {_text(error)}")
+            self.lost = True
+            # Which else fails at the end of the process, with a traceback.
+            _ends_within(ARTIFACTS_TIMEOUT_S, wandb.teardown)
 
 
 def build_wandb_logger(config: WandbLoggerConfig, mapping: Mapping[str, Any], record: Record) -> StepLogger:
-    """Start W&B's run; online or offline is decided here, since wandb raises after 90 s without a server.
+    """Start W&B's run; online or offline is decided here, since wandb raises without a server.
 
     Online, the steps that the server lacks are uploaded first: those of an offline attempt, and those of a killed one
     that were not sent yet.
@@ -67,20 +100,32 @@ def build_wandb_logger(config: WandbLoggerConfig, mapping: Mapping[str, Any], re
         run = start_run(config, mapping, record, record.directory, online=False)
     else:
         upload_rows(run, record.directory, finished=False)
+        upload_pictures(run, record.directory)
     return StepLogger(record.directory, run)
 
 
 def _start_online(config: WandbLoggerConfig, mapping: Mapping[str, Any], record: Record) -> wandb.Run | None:
     """Start an online run; None where the server refuses it and the configuration allows to be offline."""
-    limits = {"finish_timeout": FINISH_TIMEOUT_S, "finish_timeout_raises": True}
+    limits = {"init_timeout": INIT_TIMEOUT_S, "finish_timeout": FINISH_TIMEOUT_S, "finish_timeout_raises": True}
     try:
         return start_run(config, mapping, record, record.directory, online=True, **limits)
-    except (wandb.Error, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # also of its transport, which have no common class
+        log.warning("W&B has failed", exc_info=True)
         if config.mode == "online":
-            raise UserError(f"logger.wandb.mode=online: W&B refuses the run: {reason}") from error
-        log.warning("W&B is offline: the server refuses the run: %s", reason)
+            raise UserError(f"logger.wandb.mode=online: W&B refuses the run: {_text(error)}") from error
+        _warn(f"W&B is offline: the server does not take the run: {_text(error)}")
         return None
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _warn(message: str) -> None:
+    """One line on the terminal, and in the log."""
+    log.warning(message)
+    shown = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}..."
+    print(f"warning: {shown}", file=sys.stderr, flush=True)
 
 
 def can_reach_wandb() -> bool:
@@ -91,7 +136,7 @@ def can_reach_wandb() -> bool:
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     problem = route_problem(url)
     if problem is not None:
-        log.warning("W&B is offline: %s cannot be reached (%s)", url, problem)
+        _warn(f"W&B is offline: {url} cannot be reached ({problem})")
     return problem is None
 
 
@@ -101,14 +146,35 @@ def finish_wandb(logger: StepLogger, exit_code: int, finished: bool) -> str:
     Returns: the run's address, or the command that uploads what the server does not have.
     """
     run = logger.run
-    if finished and not run.offline:
-        logger.log_metrics(files_of_run(logger.run_dir))
-        log_artifacts(run, logger.run_dir)
-    logger.send_row()
     sync, url, offline = f"python -m trainer sync run={logger.run_dir}", str(run.url), run.offline
-    try:
-        finish_run(run, logger.run_dir, exit_code)
-    except TimeoutError:
-        log.warning("W&B has not received everything within %g s; this uploads the rest: %s", FINISH_TIMEOUT_S, sync)
-        return sync
-    return sync if offline else url
+    complete = True
+    if finished and not offline and not logger.lost:
+        logger.log_metrics(files_of_run(logger.run_dir))
+        artifacts = run_artifacts(run, logger.run_dir)
+        complete = _ends_within(ARTIFACTS_TIMEOUT_S, lambda: log_artifacts(run, artifacts))
+    logger.send_row()
+    logger.attempt(lambda: finish_run(run, logger.run_dir, exit_code))
+    complete &= not logger.lost
+    if not complete:
+        _warn(f"W&B has not received everything within {FINISH_TIMEOUT_S:g} s; this uploads the rest: {sync}")
+    elif not offline:
+        mark_as_uploaded(logger.run_dir)
+    return sync if offline or not complete else url
+
+
+def _ends_within(timeout_s: float, call: Callable[[], None]) -> bool:
+    """Whether a call ends in time and raises nothing; in a thread that is left behind where it does not."""
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            call()
+        except Exception:  # wandb lets errors of its transport through, which have no common class
+            log.warning("W&B has failed", exc_info=True)
+        else:
+            done.set()
+
+    thread = threading.Thread(target=work, daemon=True, name="wandb-end")
+    thread.start()
+    thread.join(timeout_s)
+    return done.is_set()

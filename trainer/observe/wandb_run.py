@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from trainer.run.record import Record
 log = logging.getLogger(__name__)
 
 MAX_TABLE_ROWS = 1000
+# In wandb's own folder of an attempt, of which the server has everything.
+UPLOADED = "uploaded"
 LOSSES = ("train/loss", "val/loss")
 # Files and folders that are artifacts, by the type that they have in W&B.
 ARTIFACTS: Mapping[str, str] = {"model": MODEL_FILE, "report": REPORT_FILE, "profile": PROFILE_DIR}
@@ -44,8 +46,10 @@ def start_run(
     """
     # The run's place is printed at the end; wandb's own banner would break the progress bar.
     os.environ.setdefault("WANDB_SILENT", "true")
+    # Its reports about itself go to the same server, and hold up the end of the process where that does not answer.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
-        with _redacted_command_line():
+        with _redacted_command_line(), _no_questions():
             run = wandb.init(
                 project=config.project,
                 entity=config.entity,
@@ -62,9 +66,10 @@ def start_run(
                 # The record has the commit; uncommitted changes may hold what is not meant to be shared.
                 settings=wandb.Settings(console="off", silent=True, save_code=False, disable_code=True, **settings),
             )
-    except wandb.Error:
-        # Its service holds the id of a run that it could not start, and refuses a second try.
-        wandb.teardown()
+    except Exception:
+        # Its service holds the id of a run that it could not start, and refuses a second try. Or it is gone.
+        with suppress(Exception):
+            wandb.teardown()
         raise
     _define_summaries(run, mapping.get("monitor") or {})
     return run
@@ -89,6 +94,18 @@ def _redacted_command_line() -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _no_questions() -> Iterator[None]:
+    """Without a key wandb asks for one where there is a terminal, unless it is silent, and a run would wait for it."""
+    before = sys.stdin
+    with open(os.devnull) as nothing:  # noqa: PTH123 - no file
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
 
 
 def _define_summaries(run: wandb.Run, monitor: Mapping[str, Any]) -> None:
@@ -148,6 +165,27 @@ def upload_rows(run: wandb.Run, run_dir: Path, *, finished: bool, growing: bool 
     return len(missing), len(rows)
 
 
+def upload_pictures(run: wandb.Run, run_dir: Path) -> None:
+    """Upload the pictures and tables again that attempts have logged which could not send everything.
+
+    The server has the rows that name them, perhaps without the files, and takes no other row of the same step.
+    """
+    own = Path(run.dir).resolve()
+    for folder in run_dir.glob("wandb/run-*"):
+        files = (folder / "files").resolve()
+        if (folder / UPLOADED).exists() or files == own:
+            continue
+        for path in sorted(files.glob("media/**/*")):
+            if path.is_file():
+                run.save(str(path), base_path=str(files), policy="now")
+
+
+def mark_as_uploaded(run_dir: Path) -> None:
+    """Record that the server has what the attempts so far have logged."""
+    for folder in run_dir.glob("wandb/run-*"):
+        (folder / UPLOADED).touch()
+
+
 def files_of_run(run_dir: Path) -> dict[str, Any]:
     """Pictures that belong to no single step, and tables, by their names in W&B."""
     pictures = [each.path for each in find_pictures(run_dir) if each.step is None]
@@ -174,8 +212,9 @@ def _table(rows: pandas.DataFrame) -> wandb.Table:
     return wandb.Table(dataframe=rows, allow_mixed_types=True)
 
 
-def log_artifacts(run: wandb.Run, run_dir: Path) -> None:
-    """Upload the final model, the report and the profile, where they are; the server keeps one of the same content."""
+def run_artifacts(run: wandb.Run, run_dir: Path) -> list[wandb.Artifact]:
+    """The final model, the report and the profile, where they are."""
+    artifacts = []
     for kind, file in ARTIFACTS.items():
         path = run_dir / file
         if not path.exists():
@@ -185,4 +224,11 @@ def log_artifacts(run: wandb.Run, run_dir: Path) -> None:
             artifact.add_dir(str(path))
         else:
             artifact.add_file(str(path))
+        artifacts.append(artifact)
+    return artifacts
+
+
+def log_artifacts(run: wandb.Run, artifacts: list[wandb.Artifact]) -> None:
+    """Upload artifacts; the server keeps one of the same content."""
+    for artifact in artifacts:
         run.log_artifact(artifact)

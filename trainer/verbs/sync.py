@@ -23,6 +23,8 @@ from trainer.run.files import LOCK_FILE, METRICS_FILE, LockHeld, lock_file
 from trainer.run.record import Record
 from trainer.task import HOME
 
+INIT_TIMEOUT_S = 30.0
+
 
 @dataclass(frozen=True)
 class StoredRun:
@@ -129,19 +131,32 @@ def wandb_settings(run: RunData) -> WandbLoggerConfig:
 def _upload(run: StoredRun) -> None:
     import wandb
 
-    from trainer.observe.wandb_run import finish_run, log_artifacts, start_run, upload_rows
+    from trainer.observe.wandb_run import (
+        finish_run,
+        log_artifacts,
+        mark_as_uploaded,
+        run_artifacts,
+        start_run,
+        upload_pictures,
+        upload_rows,
+    )
 
     record = Record(run.directory)
     # Not the machine that has trained, which run.json describes.
     machine = {"x_disable_machine_info": True, "x_disable_meta": True, "x_disable_stats": True}
     with tempfile.TemporaryDirectory(prefix="wandb-") as folder:
         try:
-            started = start_run(run.config, run.mapping, record, Path(folder), online=True, **machine)
+            started = start_run(
+                run.config, run.mapping, record, Path(folder), online=True, init_timeout=INIT_TIMEOUT_S, **machine
+            )
+            sent, total = upload_rows(started, run.directory, finished=run.finished, growing=run.growing)
+            upload_pictures(started, run.directory)
+            if run.finished:
+                log_artifacts(started, run_artifacts(started, run.directory))
+            finish_run(started, run.directory, exit_code=0 if run.finished or run.growing else 1)
         except (wandb.Error, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"run={run.directory}: W&B refuses it: {reason}") from error
-        sent, total = upload_rows(started, run.directory, finished=run.finished, growing=run.growing)
-        if run.finished:
-            log_artifacts(started, run.directory)
-        finish_run(started, run.directory, exit_code=0 if run.finished or run.growing else 1)
+        if not run.growing:
+            mark_as_uploaded(run.directory)
     print(f"{run.directory}: {counted(sent, 'step')} sent, {total - sent} there before; {started.url}")
