@@ -12,8 +12,9 @@ from pydantic import Field
 from trainer.config.callbacks import average_of
 from trainer.config.schema import Config, Count, ModelConfig, TaskConfig, settings
 from trainer.data.images.config import IMAGE_DATAS, ImageDataConfig, image_problems
-from trainer.errors import Problem
+from trainer.errors import Problem, UserError
 from trainer.run.files import CONFIG_FILE, INPUT_SPEC_FILE, MODEL_FILE
+from trainer.run.opening import open_stored_run
 from trainer.task import TaskSpec
 
 IMAGE_SIZES = (32, 64)
@@ -109,6 +110,11 @@ def _feature_problems(task: DCGANConfig) -> Iterator[Problem]:
         if missing:
             advice = f"{path} is no finished run: it has no {' and no '.join(missing)}"
             yield Problem("task.features", task.features, advice)
+            return
+        try:
+            open_stored_run(path)
+        except UserError as error:
+            yield Problem("task.features", task.features, error.lines[0])
     elif kind == "torchscript":
         yield from _torchscript_problems(task, path)
     elif task.features != "pixels":

@@ -15,7 +15,7 @@ from trainer.config.aliases import replace_aliases
 from trainer.config.compose import parse_overrides
 from trainer.errors import UserError
 from trainer.parts import offered
-from trainer.run.record import Record
+from trainer.run.opening import open_stored_run
 from trainer.verbs.evaluate import evaluate_on_rank
 from trainer.verbs.predict import predict_on_rank
 from trainer.verbs.stored_run import changed_config, on_stored_run, prepare_stored
@@ -52,7 +52,7 @@ def load(
     import torch
 
     place = Path(run_dir)
-    Record(place).read()
+    open_stored_run(place)
     words = [*overrides, *([f"trainer.precision={precision}"] if precision is not None else [])]
     stored = changed_config("predict", place, replace_aliases(parse_overrides(words)))
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -99,7 +99,7 @@ def predict(run_dir: RunDir, *overrides: str, model: Any = None, **arguments: An
 def _repeated(verb: str, run_dir: RunDir, words: Sequence[str], passed: PassedObjects) -> Iterator[None]:
     """Offer objects to a verb. Raises: UserError: the run has no such object, or starts other processes."""
     if passed.objects:
-        Record(Path(run_dir)).read()
+        open_stored_run(Path(run_dir))
         prepared = prepare_stored(verb, Path(run_dir), words)
         passed.check_repeated(prepared.mapping)
         passed.refuse_other_processes(prepared)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.retention import Retention
-from trainer.run.files import CHECKPOINTS_DIR, MANIFEST_FILE, STATE_FILE, fsync_path, write_json
+from trainer.run.files import CHECKPOINTS_DIR, MANIFEST_FILE, STATE_FILE, fsync_path, read_json, write_json
 
 Digest = dict[str, Any]
 
@@ -119,7 +118,7 @@ def _remove(path: Path) -> None:
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """Read manifest.json of a valid checkpoint."""
-    return json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return read_json(checkpoint / MANIFEST_FILE)
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -129,7 +128,7 @@ def find_damage(checkpoint: Path) -> str | None:
         return f"{MANIFEST_FILE} cannot be read: it is no file"
     try:
         manifest: Any = read_manifest(checkpoint)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return f"{MANIFEST_FILE} cannot be read: {error}"
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):

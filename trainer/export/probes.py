@@ -13,6 +13,7 @@ import numpy as np
 from trainer.errors import UserError
 from trainer.export.formats import FORMATS
 from trainer.export.model import ExportedModel, ExportedNetwork
+from trainer.run.files import read_json
 
 PROBES_FILE = "probes.json"
 OUTPUTS_FILE = "probes.npy"
@@ -36,7 +37,7 @@ def write_probes(folder: Path, network: ExportedNetwork, inputs: Sequence[Any]) 
 def read_probes(folder: Path, network: ExportedNetwork) -> Probes:
     """Raises: UserError: there are none, or a file is damaged."""
     try:
-        given = json.loads((folder / PROBES_FILE).read_text(encoding="utf-8"))
+        given = read_json(folder / PROBES_FILE)
         outputs = np.load(folder / OUTPUTS_FILE, allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: has no {PROBES_FILE} and {OUTPUTS_FILE}; export the run again") from error

@@ -11,8 +11,8 @@ import yaml
 
 from trainer.errors import UserError
 from trainer.report.metrics_reader import MetricsReader, Series
-from trainer.run.files import CONFIG_FILE, METRICS_FILE, RECORD_FILE, refuse_links_outside
-from trainer.run.record import Record
+from trainer.run.files import CONFIG_FILE, METRICS_FILE, RECORD_FILE
+from trainer.run.opening import open_stored_run, read_config_text
 
 Stamps = tuple[tuple[int, int, int] | None, ...]
 
@@ -62,7 +62,6 @@ class RunReader:
         """
         stamps = self.stamps()[:2]
         if self.described is None or self.described[0] != stamps:
-            refuse_links_outside(self.run_dir)
             self.described = (stamps, read_record(self.run_dir), read_config(self.run_dir))
         self.metrics.refresh()
         return RunData(
@@ -85,11 +84,11 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def read_record(run_dir: Path) -> Mapping[str, Any]:
-    """run.json. Raises: UserError: it is missing or damaged."""
+    """run.json. Raises: UserError: it is missing or damaged, or as open_stored_run."""
     if not run_dir.is_dir():
         raise UserError(f"run={run_dir}: no such directory")
-    record: Any = Record(run_dir).read()
-    attempts = record.get("attempts") if isinstance(record, dict) else None
+    record = open_stored_run(run_dir)
+    attempts = record.get("attempts")
     if not isinstance(attempts, list) or not all(isinstance(a, dict) for a in attempts) or "status" not in record:
         raise UserError(f"run={run_dir}: {RECORD_FILE} is damaged (no status or no attempts)")
     return record
@@ -98,7 +97,7 @@ def read_record(run_dir: Path) -> Mapping[str, Any]:
 def read_config(run_dir: Path) -> Mapping[str, Any]:
     """config.yaml. Raises: UserError: it is missing or damaged."""
     try:
-        config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_config_text(run_dir))
     except OSError as error:
         raise UserError(f"run={run_dir}: no readable {CONFIG_FILE} ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

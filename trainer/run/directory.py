@@ -32,6 +32,7 @@ from trainer.run.files import (
     write_text,
 )
 from trainer.run.lengthening import LENGTHS, is_longer, lengthen
+from trainer.run.opening import open_stored_run
 from trainer.run.record import Record, now
 
 
@@ -150,7 +151,7 @@ def _choose(config: Config, mapping: Mapping[str, Any]) -> tuple[Path, bool]:
         latest, number = candidate, number + 1
     if latest is None or not (latest / RECORD_FILE).exists():
         return latest or candidate, False
-    record = Record(latest).read()
+    record = open_stored_run(latest)
     if record["hash"] != identity_hash(config):
         if config.run.name is None:  # a run that was made longer under its own name
             return candidate, False

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ CHECKPOINTS_DIR = "checkpoints"
 STATE_FILE = "state.ckpt"  # of a checkpoint
 MANIFEST_FILE = "manifest.json"  # of a checkpoint
 LOCK_FILE = ".lock"
+# Of a file that is read as a whole: a record of thousands of attempts, each with a diff, is smaller.
+MAX_JSON_BYTES = 64 * 2**20
 
 
 def open_plain(path: Path, flags: int) -> int:
@@ -42,7 +45,8 @@ def open_plain(path: Path, flags: int) -> int:
 def refuse_links_outside(run_dir: Path) -> None:
     """A run directory may come from anybody; what is written to it must not land elsewhere.
 
-    Raises: UserError: something in it is a symbolic link that leads out of it.
+    Raises: UserError: something in it is a symbolic link that leads out of it, or a pipe or a device, which to read
+        would take for ever.
     """
     root = run_dir.resolve()
     for folder, folders, files in os.walk(root):
@@ -50,7 +54,13 @@ def refuse_links_outside(run_dir: Path) -> None:
         # W&B alone writes there, to new folders, and links to its log in the user's cache.
         folders[:] = [name for name in folders if Path(folder, name) != root / WANDB_DIR]
         for path in paths:
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue  # of a run that trains meanwhile
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                raise UserError(f"run={run_dir}: {path.relative_to(root)} is neither a file nor a folder", "remove it")
+            if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(root):
                 link = f"{path.relative_to(root)} is a symbolic link to {path.readlink()}"
                 advice = "files there would be read or overwritten; remove the link, or put a copy in its place"
                 raise UserError(f"run={run_dir}: {link}, outside of the run", advice)
@@ -88,6 +98,18 @@ def write_text(path: Path, text: str) -> None:
     finally:
         staged.unlink(missing_ok=True)
     fsync_path(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file that may come from anybody. Raises: OSError. ValueError: it is damaged, too large or too deep."""
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"larger than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

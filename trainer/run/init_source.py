@@ -11,9 +11,10 @@ import yaml
 
 from trainer.config.identity import identity_hash
 from trainer.config.schema import Config, InitConfig
+from trainer.config.yaml_limits import read_yaml_text
 from trainer.errors import UserError
 from trainer.run.files import CHECKPOINTS_DIR, CONFIG_FILE, MODEL_FILE, RECORD_FILE, STATE_FILE
-from trainer.run.record import Record
+from trainer.run.opening import open_stored_run
 
 # What Lightning takes for a name of a checkpoint of the same run.
 LIGHTNING_NAMES = ("last", "best", "hpc", "registry")
@@ -40,7 +41,9 @@ def with_source(config: Config, mapping: dict[str, Any]) -> tuple[Config, dict[s
 def source_file(init: InitConfig) -> Path:
     """The file that init.from or init.ckpt_path names. Raises: UserError: there is none."""
     given = source_key(init)
-    place = source_path(init)
+    place, run = source_path(init), source_run(init)
+    if run is not None:
+        open_stored_run(run)
     if place.is_file():
         return place
     if place.name in LIGHTNING_NAMES and init.ckpt_path == place.name and not place.exists():
@@ -93,8 +96,8 @@ def _recorded_hash(config: Config) -> str | None:
         return None
     for file in sorted((Path(config.run.root) / config.task.name).glob(f"*/{CONFIG_FILE}")):
         try:
-            init = yaml.safe_load(file.read_text(encoding="utf-8"))["init"]
-            record = Record(file.parent).read()
+            init = yaml.safe_load(read_yaml_text(file))["init"]
+            record = open_stored_run(file.parent)
         except (OSError, yaml.YAMLError, KeyError, TypeError, UserError):
             continue  # no run that could be resumed
         if (init["from"], init["ckpt_path"]) != (config.init.from_, config.init.ckpt_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import socket
@@ -13,7 +12,7 @@ from typing import Any
 
 from trainer.config.secrets import redact_text, redact_words
 from trainer.errors import UserError
-from trainer.run.files import RECORD_FILE, write_json
+from trainer.run.files import RECORD_FILE, read_json, write_json
 from trainer.run.provenance import cpu_name, git_state, gpu_names, package_versions, user_name
 
 
@@ -30,11 +29,14 @@ class Record:
     def read(self) -> dict[str, Any]:
         """Read the record. Raises: UserError: this is no run directory, or it is damaged."""
         try:
-            return json.loads(self.file.read_text(encoding="utf-8"))
+            record = read_json(self.file)
         except UnicodeDecodeError as error:
             raise UserError(f"run={self.directory}: {RECORD_FILE} is damaged") from error
-        except (OSError, json.JSONDecodeError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"run={self.directory}: not a run directory (no readable {RECORD_FILE})") from error
+        if not isinstance(record, dict):
+            raise UserError(f"run={self.directory}: {RECORD_FILE} is damaged (it holds no record)")
+        return record
 
     def update(self, **values: Any) -> None:
         """Replace top-level values, atomically."""

@@ -14,8 +14,8 @@ from trainer.export.formats import FORMATS
 from trainer.export.manifest import parse_manifest
 from trainer.export.probes import Probes, check_probes, read_probes
 from trainer.export.processing import ImageInputs, LabelOutputs, NoiseInputs, TextInputs
-from trainer.run.files import EXPORT_DIR, MANIFEST_FILE, refuse_links_outside
-from trainer.run.record import Record
+from trainer.run.files import EXPORT_DIR, MANIFEST_FILE
+from trainer.run.opening import open_stored_run
 from trainer.serve.config import ServeConfig
 
 
@@ -115,8 +115,7 @@ def find_export(config: ServeConfig) -> Path:
             raise UserError(f"export={folder}: no export; {MANIFEST_FILE} is missing", "it is a folder DIR/export/NAME")
         return folder
     run_dir = Path(str(config.run))
-    Record(run_dir).read()
-    refuse_links_outside(run_dir)
+    open_stored_run(run_dir)
     present = [name for name in FORMATS if (run_dir / EXPORT_DIR / name / MANIFEST_FILE).is_file()]
     if config.format is not None:
         if config.format not in FORMATS:

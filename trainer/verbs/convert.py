@@ -8,8 +8,8 @@ from pathlib import Path
 from trainer.checkpoint.choose import find_checkpoint, weights_file
 from trainer.checkpoint.weights import WEIGHTS, read_state, write_weights
 from trainer.errors import EXIT_DONE, UserError, nearest
-from trainer.run.files import CHECKPOINTS_DIR, MODEL_FILE, RECORD_FILE, refuse_links_outside
-from trainer.run.record import Record
+from trainer.run.files import CHECKPOINTS_DIR, MODEL_FILE, RECORD_FILE
+from trainer.run.opening import open_stored_run
 
 ARGUMENTS = ("run", "checkpoint", "out")
 SUFFIX = ".safetensors"
@@ -47,8 +47,7 @@ def _choose(arguments: Mapping[str, str]) -> tuple[Path, Path]:
     if "run" not in arguments:
         return find_checkpoint(arguments["checkpoint"]), Path(arguments["out"])
     run_dir = Path(arguments["run"])
-    Record(run_dir).read()
-    refuse_links_outside(run_dir)
+    open_stored_run(run_dir)
     name = arguments.get("checkpoint", "best" if (run_dir / CHECKPOINTS_DIR / "best").exists() else "last")
     checkpoint = find_checkpoint(name, run_dir)
     # Not model.safetensors: that file holds the weights the run has ended with, and eval and predict read it as such.

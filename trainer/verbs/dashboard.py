@@ -14,7 +14,7 @@ from trainer.errors import EXIT_DONE, UserError, nearest
 from trainer.report.charts import SECTIONS, SHARE_PREFIX, Section, placed, rank_in_section
 from trainer.report.read import RunData, RunReader
 from trainer.report.runs import Runs
-from trainer.run.files import METRICS_FILE, write_json
+from trainer.run.files import METRICS_FILE, read_json, write_json
 from trainer.verbs.sync import require_server, wandb_settings
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _charts(runs: Sequence[RunData]) -> dict[Section, dict[str, list[str]]]:
 def _stored_view(file: Path) -> dict[str, str] | None:
     """The workspace on the server that an earlier call has saved, which this one replaces."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["view"]
+        return read_json(file)["view"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

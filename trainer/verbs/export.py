@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trainer.deploy.targets import requested_targets
 from trainer.errors import EXIT_BUG, EXIT_DONE, UserError
 from trainer.export.formats import requested
-from trainer.run.record import Record
+from trainer.run.opening import open_stored_run
 from trainer.run.stored_config import StoredConfig
 from trainer.verbs.stored_run import changed_config, own_arguments, refuse_unknown
 
@@ -82,7 +82,7 @@ def _parse(words: Sequence[str]) -> _Request:
     if len(directories) != 1:
         raise UserError("export: needs run=DIR, as in export run=outputs/cnn/NAME format=onnx")
     run_dir = Path(directories[0])
-    Record(run_dir).read()
+    open_stored_run(run_dir)
     rest = [word for word in words if not word.startswith("run=")]
     own = refuse_unknown("export", own_arguments("export", rest), ["format", "deploy"])
     if not own.keys() & {"format", "deploy"}:

@@ -18,7 +18,7 @@ from trainer.launch.discover import plan_world
 from trainer.launch.process_group import process_group
 from trainer.launch.rank_logs import set_up_rank_logs
 from trainer.parts import trust
-from trainer.run.record import Record
+from trainer.run.opening import open_stored_run
 from trainer.run.stored_config import StoredConfig, plugins_word, read_stored_config
 from trainer.verbs.prepare import PreparedRun, parse_options
 
@@ -75,7 +75,7 @@ def on_stored_run(verb: str, words: Sequence[str], on_rank: RankFunction) -> Any
     if len(directories) != 1:
         raise UserError(f"{verb}: needs run=DIR, as in {verb} run=outputs/cnn/NAME")
     run_dir = Path(directories[0])
-    Record(run_dir).read()
+    open_stored_run(run_dir)
     arguments = [word for word in words if not word.startswith("run=")]
     prepared = prepare_stored(verb, run_dir, arguments)
     config, world = prepared.config, prepared.world

@@ -15,7 +15,7 @@ from trainer.bench.comparison import Comparison, Question
 from trainer.bench.latency import Latency, print_latencies, write_latencies
 from trainer.bench.rounds import Sample
 from trainer.errors import EXIT_DONE, UserError
-from trainer.run.record import Record
+from trainer.run.opening import open_stored_run
 from trainer.verbs.bench.words import number, out_of, rounds_of, take_own
 from trainer.verbs.export import open_run
 from trainer.verbs.stored_run import changed_config
@@ -39,7 +39,7 @@ def inference(words: Sequence[str]) -> int:
     if not own["run"]:
         raise UserError("bench inference: needs run=DIR, as in bench inference run=outputs/bert/NAME")
     run_dir = Path(own["run"])
-    Record(run_dir).read()
+    open_stored_run(run_dir)
     stored = changed_config("export", run_dir, others)
     from trainer.verbs.bench.networks import ways_of
 

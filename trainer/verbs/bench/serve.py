@@ -18,7 +18,7 @@ from trainer.bench.load import Offered, check, offer
 from trainer.bench.load_result import print_load, write_load
 from trainer.bench.saturation import find_saturation, measure_rates
 from trainer.errors import EXIT_DONE, UserError
-from trainer.run.record import Record
+from trainer.run.opening import open_stored_run
 from trainer.serve.config import KEY_VARIABLE
 from trainer.verbs.bench.load_requests import described, requests_of
 from trainer.verbs.bench.words import number, out_of, take_own
@@ -32,7 +32,7 @@ def serve(words: Sequence[str]) -> int:
     seconds, timeout_s = number("seconds", own["seconds"], 1), number("timeout", own["timeout"], 1)
     rates = [number("rates", text, 1) for text in own["rates"].split(",") if text]
     if own["run"]:
-        Record(Path(own["run"])).read()
+        open_stored_run(Path(own["run"]))
     elif not own["url"]:
         raise UserError("bench serve: needs url=http://HOST:PORT of a server, or run=DIR of a run to serve")
     if own["url"] and others:

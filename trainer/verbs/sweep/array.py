@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from trainer.config.groups import OptunaConfig, SlurmLaunchConfig
 from trainer.errors import EXIT_DONE, ConfigError, Problem, UserError, counted
 from trainer.launch.submit import job_script, shell_words, submit_script
 from trainer.run.files import write_text
+from trainer.run.opening import open_stored_run
 from trainer.verbs.sweep.jobs import Job, Ledger, SweepPlan
 from trainer.verbs.sweep.table import print_table
 
@@ -67,7 +67,7 @@ def _refresh(plan: SweepPlan, job: Job) -> None:
     """Take the status from the job's run record: no parent process waits for the jobs of an array."""
     run_dir: Path | None = plan.run_dir(job)
     if run_dir is not None:
-        status = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"]
+        status = open_stored_run(run_dir)["status"]
         job.status = "pending" if status == "created" else status
     plan.refresh(job)
 

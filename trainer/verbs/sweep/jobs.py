@@ -20,7 +20,7 @@ from trainer.config.loggers import wandb_of
 from trainer.config.schema import Config
 from trainer.config.secrets import redact_words
 from trainer.errors import UserError
-from trainer.run.files import LOCK_FILE, LockHeld, lock_file, write_json
+from trainer.run.files import LOCK_FILE, LockHeld, lock_file, read_json, write_json
 from trainer.run.metrics_file import read_metrics
 from trainer.verbs.prepare import Options, prepare
 
@@ -171,11 +171,11 @@ def _read_jobs(path: Path, plan: SweepPlan) -> list[Job]:
     """Raises: UserError: the file is damaged, or a job has words that this sweep does not vary, such as plugins."""
     advice = f"remove {path.parent}, or start beside it with another run.root"
     try:
-        jobs = [Job(**job) for job in json.loads(path.read_text(encoding="utf-8"))["jobs"]]
+        jobs = [Job(**job) for job in read_json(path)["jobs"]]
         varied = {override.get_key_element() for override in plan.swept}
         words = [(job.number, word, parse_overrides([word])[0]) for job in jobs for word in job.words]
         foreign = [(number, word) for number, word, override in words if override.get_key_element() not in varied]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__})", advice) from error
     if foreign:
         number, word = foreign[0]
