@@ -12,6 +12,7 @@ from trainer.cli import main
 from trainer.errors import UserError
 from trainer.export import load
 from trainer.export.devices import CPU_PROVIDER, CUDA_PROVIDER, assigned_gpus, count_gpus, providers_for
+from trainer.export.onnx_file import open_session
 from trainer.serve import model as served
 from trainer.serve.batcher import Batcher, Item
 from trainer.serve.config import ServeConfig
@@ -60,6 +61,28 @@ def test_devices_that_are_not_there_are_refused(
 def test_onnxruntime_is_told_the_gpu_and_to_compute_in_float32() -> None:
     assert providers_for(None) == [CPU_PROVIDER]
     assert providers_for(1) == [(CUDA_PROVIDER, {"device_id": 1, "use_tf32": 0}), CPU_PROVIDER]
+
+
+def test_a_fusion_that_is_slower_on_the_cpu_is_left_out_there(
+    image_export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disabled: list[list[str]] = []
+
+    class Session:
+        def __init__(self, file: str, options: Any, providers: list[Any], disabled_optimizers: list[str]) -> None:
+            disabled.append(disabled_optimizers)
+            self.providers = [each if isinstance(each, str) else each[0] for each in providers]
+
+        def get_providers(self) -> list[str]:
+            return self.providers
+
+        def get_inputs(self) -> list[Any]:
+            return []
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    for gpu in (None, 0):
+        open_session(image_export, providers_for(gpu))
+    assert disabled == [["SkipLayerNormFusion"], []]
 
 
 def test_each_copy_is_loaded_on_the_gpu_of_its_worker(image_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def tokenizer_is_remote_code(foreign: Foreign) -> list[str]:
 # --- files elsewhere
 
 
-def external(foreign: Foreign, tensor: Any, location: str) -> None:
+def external(tensor: Any, location: str) -> None:
     """Let the values of a tensor be in a file."""
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -188,7 +188,7 @@ def external(foreign: Foreign, tensor: Any, location: str) -> None:
 def weights_are_elsewhere(foreign: Foreign) -> list[str]:
     file = foreign.export("onnx") / "model.onnx"
     model = onnx.load(str(file))
-    external(foreign, model.graph.initializer[0], "../../../outside/victim")
+    external(model.graph.initializer[0], "../../../outside/victim")
     file.write_bytes(model.SerializeToString())
     return foreign.serve("onnx")
 
@@ -198,7 +198,7 @@ def sparse_weights_are_elsewhere(foreign: Foreign) -> list[str]:
     model = onnx.load(str(file))
     values = onnx.helper.make_tensor("planted", onnx.TensorProto.FLOAT, [4], [0.0] * 4)
     indices = onnx.helper.make_tensor("planted_indices", onnx.TensorProto.INT64, [4], range(4))
-    external(foreign, values, str(foreign.outside / "victim"))
+    external(values, str(foreign.outside / "victim"))
     model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [8]))
     file.write_bytes(model.SerializeToString())
     return foreign.serve("onnx")
