@@ -58,6 +58,34 @@ def test_a_state_is_put_together_again(num_ranks: int, tmp_path: Path) -> None:
     assert weights.keys() == some_state().keys() - {"optimizer_states"}
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (8, 1, 4, 4), (1, 6, 2, 2)])
+def test_the_layout_in_memory_is_given_back(
+    shape: tuple[int, ...], layout: torch.memory_format, tmp_path: Path
+) -> None:
+    """Adam rounds differently where its averages are not laid out as the weights are."""
+    weight = torch.randn(shape).to(memory_format=layout)
+    state = {"state_dict": {"weight": weight, "transposed": torch.randn(5, 7).T}}
+    rest, tensors = split_state(state)
+    write_shards(own_parts(tensors, 0, 1), tmp_path, 0)
+    joined = join_shards(rest, tmp_path, SHARDED)["state_dict"]
+    for name, expected in state["state_dict"].items():
+        assert torch.equal(joined[name], expected) and joined[name].stride() == expected.stride(), name
+    for place in rest["state_dict"].values():
+        del place["order"]
+    old = join_shards(rest, tmp_path, SHARDED)["state_dict"]
+    assert torch.equal(old["weight"], weight), "a checkpoint from before the order was written"
+
+
+@pytest.mark.parametrize("order", [[0, 9], [0, 0], ["a", 1], [], 3])
+def test_an_order_that_is_none_is_refused(order: object, tmp_path: Path) -> None:
+    rest, tensors = split_state({"state_dict": {"weight": torch.ones(2, 3)}})
+    write_shards(own_parts(tensors, 0, 1), tmp_path, 0)
+    rest["state_dict"]["weight"]["order"] = order
+    with pytest.raises(ValueError, match="not the shards of"):
+        join_shards(rest, tmp_path, SHARDED)
+
+
 def test_ranks_divide_what_all_of_them_hold() -> None:
     _, tensors = split_state(some_state())
     assert [list(own_parts(tensors, rank, 2)) for rank in (0, 1)] == [

@@ -48,7 +48,8 @@ def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Ten
             return node
         owner = names.setdefault(_place_in_memory(node), name)
         tensors.setdefault(owner, node)
-        return {PLACE: owner, "shape": list(node.shape), "dtype": str(node.dtype).removeprefix("torch.")}
+        dtype = str(node.dtype).removeprefix("torch.")
+        return {PLACE: owner, "shape": list(node.shape), "dtype": dtype, "order": _order_in_memory(node)}
 
     rest = {key: take(value, key) if key in SHARDED else value for key, value in state.items()}
     return rest, tensors
@@ -106,7 +107,7 @@ def join_shards(state: Mapping[str, Any], folder: Path, parts: Collection[str]) 
         if isinstance(node, Mapping) and PLACE in node:
             name = node[PLACE]
             if name not in tensors:
-                tensors[name] = torch.empty(node["shape"], dtype=getattr(torch, node["dtype"]))
+                tensors[name] = _empty(node)
             return tensors[name]
         if isinstance(node, Mapping):
             return {key: put(value) for key, value in node.items()}
@@ -117,9 +118,33 @@ def join_shards(state: Mapping[str, Any], folder: Path, parts: Collection[str]) 
         joined = {key: put(value) if key in SHARDED else value for key, value in chosen.items()}
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     # The state may come from anybody. torch's own exception is not one of Python's Exception.
-    except (CheckpointException, SafetensorError, AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{folder}: not the shards of {folder.parent.name}: {error}") from error
+    except (
+        CheckpointException,
+        SafetensorError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as e:
+        raise ValueError(f"{folder}: not the shards of {folder.parent.name}: {e}") from e
     return joined
+
+
+def _order_in_memory(tensor: Tensor) -> list[int]:
+    """The dimensions, from the one with the longest steps in memory to the shortest; not sorted for channels_last.
+
+    Adam rounds differently where weights and their averages are not laid out alike, so a resume has to give it back.
+    """
+    return sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride(dim), -tensor.shape[dim]))
+
+
+def _empty(node: Mapping[str, Any]) -> Tensor:
+    """Memory for a tensor of a state. Checkpoints from before the order was written have that of the shape."""
+    shape, dtype = node["shape"], getattr(torch, node["dtype"])
+    order = node.get("order", range(len(shape)))
+    empty = torch.empty([shape[dim] for dim in order], dtype=dtype)
+    return empty.permute([order.index(dim) for dim in range(len(shape))])
 
 
 def _place_in_memory(tensor: Tensor) -> object:

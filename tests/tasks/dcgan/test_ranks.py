@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from several_lines import on_ranks
 
+from trainer.checkpoint.weights import read_state
 from trainer.cli import main
 from trainer.faults.stop import StopOnSignal
 from trainer.run.files import STATE_FILE
@@ -20,6 +21,7 @@ from trainer.run.files import STATE_FILE
 SMALL = [
     "task=dcgan",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "model.width=8",
@@ -88,7 +90,7 @@ RESUMED += ["trainer.log_every_n_steps=1", "task.discriminator_steps=2"]
 
 def last_state(folder: Path) -> dict[str, Any]:
     (run,) = (folder / "outputs" / "dcgan").iterdir()
-    return torch.load(run / "checkpoints" / "last" / STATE_FILE, weights_only=True)
+    return read_state(run / "checkpoints" / "last" / STATE_FILE)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +102,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 5])
+@pytest.mark.parametrize(("step", "format"), [(1, "sharded"), (2, "full"), (3, "sharded"), (5, "full")])
 def test_stopping_and_resuming_changes_no_bit(
-    step: int, uninterrupted: Path, in_directory: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, format: str, uninterrupted: Path, in_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after the first step, at a grid, at an evaluation, and before the last step."""
     pending = [step]
@@ -113,9 +115,10 @@ def test_stopping_and_resuming_changes_no_bit(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(StopOnSignal, "on_train_batch_start", stop, raising=False)
-    assert main(RESUMED) == 75
+    words = [*RESUMED, f"checkpoint.format={format}"]
+    assert main(words) == 75
     assert last_state(in_directory)["global_step"] == step
-    assert main(RESUMED) == 0
+    assert main(words) == 0
     expected, resumed = last_state(uninterrupted), last_state(in_directory)
     assert expected["global_step"] == resumed["global_step"] == NUM_STEPS
     assert len(expected["optimizer_states"]) == 2
