@@ -60,6 +60,8 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         self.last_lrs: dict[str, float] = {}
         # Whether an update of the last step was skipped, so that the step counts in no metric.
         self.step_is_skipped = False
+        # Updates of the step in progress so far, applied or skipped.
+        self.num_updates = 0
         # Metrics of the last evaluation, with prefix; Lightning keeps them in single precision only.
         self.evaluated: dict[str, float] = {}
         # Metrics of the user's own; a task that feeds them builds them.
@@ -156,6 +158,7 @@ class TrainingModule(pl.LightningModule, Generic[ConfigT]):
         if schedulers:
             schedulers[position].scheduler.step()  # pyright: ignore[reportCallIssue] - never ReduceLROnPlateau
         self._strategy.clear_gradients(optimizer.optimizer)
+        self.num_updates += 1
 
     def settle_updates(self) -> None:
         """Wait until it is known that all updates so far were finite. Raises: NonFinite: one was not."""

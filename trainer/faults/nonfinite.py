@@ -29,6 +29,8 @@ from trainer.network_strategy import UpdateGuard
 from trainer.run.record import Record
 
 RECORD_KEY = "skipped_steps"
+# By step, the updates that had been applied before the first that was skipped, where there were any: of a GAN.
+APPLIED_KEY = "updates_before_skip"
 
 
 class NonFinite(RankFailure):
@@ -50,7 +52,8 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
     def __init__(self, config: Config, run_dir: Path) -> None:
         self.options, self.run_dir = config.faults, run_dir
         self.checks = config.trainer.precision != "16-mixed"
-        self.listed: set[int] = set(decide_on_rank_0(lambda: Record(run_dir).read().get(RECORD_KEY, [])))
+        # Steps that are skipped, with the updates before the first that is.
+        self.listed: dict[int, int] = dict(decide_on_rank_0(lambda: _listed(Record(run_dir))))
         self.trainer: pl.Trainer | None = None
         self.step: NonFiniteStep | None = None
         self.buffers: list[Tensor] = []
@@ -66,7 +69,7 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
     ) -> None:
         """Lightning's hook: keep what a step that is skipped would leave in buffers, such as BatchNorm's."""
         module = _checked(pl_module)
-        module.step_is_skipped = False
+        module.step_is_skipped, module.num_updates = False, 0
         self.step = NonFiniteStep(trainer.global_step + 1, batch, batch_idx)
         if self.options.on_nonfinite == "skip" or self.step.number in self.listed:
             module.restore_own_buffers()
@@ -93,8 +96,12 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
         assert self.step is not None
         if not self.checks:
             return loss
-        is_skipped = self._module.step_is_skipped or self.step.number in self.listed
-        return loss * math.nan if is_skipped else loss * (loss.detach() * 0 + 1)
+        return loss * math.nan if self._is_skipped(self.step) else loss * (loss.detach() * 0 + 1)
+
+    def _is_skipped(self, step: NonFiniteStep) -> bool:
+        """Whether the update in progress is skipped whatever its gradient is."""
+        module = self._module
+        return module.step_is_skipped or module.num_updates >= self.listed.get(step.number, sys.maxsize)
 
     def allows(self, optimizer: Optimizer) -> bool:
         """See UpdateGuard."""
@@ -124,7 +131,7 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
         """See UpdateGuard. Raises: NonFinite: the run stops. RolledBack: it returns to a checkpoint."""
         step = self.step
         assert step is not None
-        if self._module.step_is_skipped or step.number in self.listed:
+        if self._is_skipped(step):
             self._module.step_is_skipped = True
             return
         lines = self._explain(step, self._module.network_of(optimizer))
@@ -133,8 +140,9 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
             raise NonFinite("\n".join([*lines, "faults.on_nonfinite=skip or rollback skips such a step"]))
         if len(self.listed) >= limit:
             raise NonFinite("\n".join([*lines, f"faults.max_skipped_steps={limit}: so many have been skipped already"]))
-        self.listed.add(step.number)
-        decide_on_rank_0(lambda: Record(self.run_dir).update(**{RECORD_KEY: sorted(self.listed)}))
+        # A step that comes again is skipped as a whole after a rollback, and as it was here after a resume.
+        self.listed[step.number] = 0 if policy == "rollback" else self._module.num_updates
+        decide_on_rank_0(lambda: _record(Record(self.run_dir), self.listed))
         if policy == "rollback":
             raise RolledBack("\n".join([*lines, "returning to the newest checkpoint; then the step is skipped"]))
         self._module.step_is_skipped = True
@@ -159,6 +167,17 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
     @property
     def _module(self) -> TrainingModule:
         return _checked(self._trainer.lightning_module)
+
+
+def _listed(record: Record) -> list[tuple[int, int]]:
+    stored = record.read()
+    applied = stored.get(APPLIED_KEY, {})
+    return [(step, applied.get(str(step), 0)) for step in stored.get(RECORD_KEY, [])]
+
+
+def _record(record: Record, listed: dict[int, int]) -> None:
+    applied = {str(step): number for step, number in sorted(listed.items()) if number}
+    record.update(**{RECORD_KEY: sorted(listed), **({APPLIED_KEY: applied} if applied else {})})
 
 
 class _DeviceAnswer:

@@ -84,7 +84,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 @contextmanager
 def _without_updates(module: TrainingModule, finding: Finding, whole_networks: bool) -> Iterator[None]:
-    """Replace what `training_step` does beyond computing losses: gradients stay on this rank, and no weight moves."""
+    """Undo what `training_step` does beyond computing losses: gradients stay on this rank, and no weight moves."""
 
     def differentiate(loss: Tensor, *args: Any, **kwargs: Any) -> None:
         finding.losses.append(float(loss))
@@ -92,7 +92,8 @@ def _without_updates(module: TrainingModule, finding: Finding, whole_networks: b
             loss.backward()
             finding.gradient = finding.gradient or _last_bad_gradient(module.networks())
 
-    wrapped = module.wrapped
+    wrapped, others = module.wrapped, _beside_networks(module)
+    before = [tensor.detach().clone() for tensor in others]
     if whole_networks:
         # The wrappers sum gradients over ranks, and a sum does not show which rank was not finite.
         module.wrapped = dict(module.networks())
@@ -104,8 +105,16 @@ def _without_updates(module: TrainingModule, finding: Finding, whole_networks: b
     finally:
         del module.manual_backward, module.optimize
         module.wrapped = wrapped
+        for tensor, value in zip(others, before, strict=True):
+            tensor.detach().copy_(value)
         if whole_networks:
             _clear(module)
+
+
+def _beside_networks(module: TrainingModule) -> list[Tensor]:
+    """What a step may change besides the networks, such as an average of their weights."""
+    trained = {id(t) for network in module.networks().values() for t in (*network.parameters(), *network.buffers())}
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in trained]
 
 
 @contextmanager
