@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.faults.flight_recorder import page_lines
 from trainer.run.files import FAULTS_DIR, write_text
 
 RANKS_FOLDER = "hang"
@@ -50,6 +51,7 @@ def write_page(faults: Path, found: Mapping[int, Mapping[str, Any]], world_size:
         *(f"rank {rank}: {places[rank]}, {_phase(facts)}, on {facts['host']}, process {facts['pid']}"
           for rank, facts in found.items()),
         *(f"rank {rank}: no report" for rank in missing),
+        *page_lines(faults / RANKS_FOLDER, world_size),
     ]  # fmt: skip
     for rank, facts in found.items():
         lines += ["", f"---- rank {rank}", facts["stacks"].rstrip()]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.faults.exit import end_with_parent
+from trainer.faults.flight_recorder import dump
 from trainer.faults.hang_page import RANKS_FOLDER, error_lines, write_page
 from trainer.run.files import FAULTS_DIR, write_json
 
@@ -31,6 +32,7 @@ POLL_S = 0.5
 STACKS_WITHIN_S = 1.0
 PEERS_WITHIN_S = 3.0
 PAGE_WITHIN_S = 15.0
+DUMP_WITHIN_S = 3.0
 # A pause of the watchdog itself, as of a suspended machine, says nothing about its rank.
 PAUSE_S = 5.0
 LONGEST_STEPS = 20
@@ -128,6 +130,7 @@ def _report(watched: Watched, beat: Beat) -> None:
     ranks = faults / RANKS_FOLDER
     began = time.time() - 2 * PEERS_WITHIN_S
     write_json(ranks / f"rank-{watched.rank}.json", _facts(watched, beat))
+    dump(watched.rank, ranks, DUMP_WITHIN_S)
     done = ranks / "page.json"
     if watched.rank != 0:
         _wait_for(lambda: _is_newer(done, began), PAGE_WITHIN_S)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.config.schema import Config
 from trainer.config.strategies import FSDP2Config, shards_state
+from trainer.faults.flight_recorder import recorder_environment
 from trainer.launch.environment import local_address, rank_environment
 from trainer.world import World
 
@@ -28,6 +32,7 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
         # The norm of gradients that FSDP2 keeps in host memory is reduced there, which NCCL cannot do.
         self.sums_on_host = isinstance(config.strategy, FSDP2Config) and config.strategy.cpu_offload
         self.peers: Peers | None = None
+        self.recorded: Path | None = None
 
     def __enter__(self) -> None:
         if not self.needed:
@@ -38,6 +43,10 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
         for name, value in rank_environment(world, launch).items():
             os.environ.setdefault(name, value)
         on_gpus = world.accelerator == "cuda"
+        if on_gpus and world.world_size > 1:
+            self.recorded = Path(tempfile.mkdtemp(prefix="trainer-nccl-"))
+            for name, value in recorder_environment(self.recorded).items():
+                os.environ.setdefault(name, value)
         backend = "nccl" if on_gpus else "gloo"
         if on_gpus and self.sums_on_host:
             backend = "cpu:gloo,cuda:nccl"
@@ -74,3 +83,5 @@ class process_group:  # noqa: N801 - a context manager that reads as a function
         # After an error the peers may be gone, and destroying the group would wait for them.
         if (kind is None or self.world.world_size == 1) and self.needed and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        if self.recorded is not None:
+            shutil.rmtree(self.recorded, ignore_errors=True)
