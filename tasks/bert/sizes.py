@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from tasks.bert.config import (
@@ -15,9 +14,11 @@ from tasks.bert.config import (
     TextModelConfig,
 )
 from tasks.bert.grammar import PHRASINGS
-from tasks.bert.weights import local_folder, sentence_pooling
+from tasks.bert.weights import local_folder, model_config, sentence_pooling
 from trainer.estimate.memory import FLOAT32, ModelSizes
 
+# Of config.json, in the order of the fields of _Shape.
+SHAPE_KEYS = ("vocab_size", "max_position_embeddings", "num_hidden_layers", "hidden_size", "intermediate_size")
 TOKEN_TYPES = 2
 
 
@@ -88,15 +89,17 @@ def _shape(model: TextModelConfig) -> _Shape | None:
     folder = local_folder(model.path)
     if folder is None or not (folder / "config.json").is_file():
         return None
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if values.get("model_type") != "bert":
-        return None
+    values = model_config(folder)
+    numbers = [values.get(name) for name in SHAPE_KEYS]
+    if values.get("model_type") != "bert" or not all(type(number) is int and number > 0 for number in numbers):
+        return None  # what does not fit is refused when the model is built
+    vocab_size, positions, layers, width, inner = (int(number or 0) for number in numbers)
     return _Shape(
-        values["vocab_size"],
-        values["max_position_embeddings"],
-        model.num_layers or values["num_hidden_layers"],
-        values["hidden_size"],
-        values["intermediate_size"],
+        vocab_size,
+        positions,
+        model.num_layers or layers,
+        width,
+        inner,
         (model.pooling or sentence_pooling(folder)) == "mean",
     )
 

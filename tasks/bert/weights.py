@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import Problem, UserError
+from trainer.run.files import read_json
 
 PACKAGE = "package://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -73,10 +74,10 @@ def _folder_advice(folder: Path, path: str, pretrained: bool, allow_pickle: bool
 def _redirection(folder: Path) -> str | None:
     """How a folder makes transformers load other files than those that `weight_files` gives, which are hashed."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         index = folder / INDEX
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else []
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+        names = read_json(index)["weight_map"].values() if index.is_file() else []
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return f"its config.json or {INDEX} is damaged"
     if not isinstance(config, dict) or "transformers_weights" in config:
         return "its config.json names other weights (transformers_weights)"
@@ -95,9 +96,16 @@ def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
 def position_limit(path: str) -> int | None:
     """Longest text in tokens that a local encoder takes; None for a hub id or an encoder without a limit."""
     folder = local_folder(path)
-    if folder is None or not (folder / "config.json").is_file():
-        return None
-    return config_limit(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return None if folder is None else config_limit(model_config(folder))
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model directory, which may come from anybody; empty where it is missing or damaged."""
+    try:
+        config = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def config_limit(config: dict[str, Any]) -> int | None:

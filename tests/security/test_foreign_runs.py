@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SPIRALS
+from conftest import SPIRALS  # pyright: ignore[reportAttributeAccessIssue]
 from foreign import WORDS, Place, check_refused, eval_words, predict_words
 
 from trainer.cli import main
@@ -194,6 +194,21 @@ def ledger_has_other_words(place: Place) -> list[str]:
     return words
 
 
+def ledger_is_nested(place: Place) -> list[str]:
+    words = ledger_has_other_words(place)
+    (ledger,) = Path("outputs").rglob("ledger.json")
+    ledger.write_text("[" * 100_000 + "]" * 100_000)
+    return words
+
+
+def diagnosed_bomb(place: Place) -> list[str]:
+    return ["doctor", *recipe_is_a_bomb(place)]
+
+
+def swept_bomb(place: Place) -> list[str]:
+    return ["-m", *recipe_is_a_bomb(place), "seed=1,2"]
+
+
 # --- exports and reports
 
 
@@ -243,6 +258,9 @@ CASES: dict[Callable[[Place], list[str]], str] = {
     diagnosed_recipe: "imports no code by itself",
     swept_recipe: "imports no code by itself",
     ledger_has_other_words: "not of this sweep",
+    ledger_is_nested: "damaged",
+    diagnosed_bomb: "stands for more than",
+    swept_bomb: "stands for more than",
     exported_run_names_a_plugin: "imports no code by itself",
     exported_run_has_other_weights: "symbolic link",
     exports_are_elsewhere: "symbolic link",

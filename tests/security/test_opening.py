@@ -116,9 +116,23 @@ POISONS = [
 ]  # fmt: skip
 
 
+# By default each verb meets two poisons, and each poison four verbs.
+USUAL_POISONS = (link_leads_out, config_is_a_bomb)
+USUAL_OPENERS = ("eval", "convert", "report", "resume")
+
+
+def marks(is_usual: bool) -> list[pytest.MarkDecorator]:
+    return [] if is_usual else [pytest.mark.slow]
+
+
 # Help reads the configuration alone.
 PAIRS = [
-    pytest.param(opener, poison, id=f"{opener}-{poison.__name__}")
+    pytest.param(
+        opener,
+        poison,
+        id=f"{opener}-{poison.__name__}",
+        marks=marks(poison in USUAL_POISONS or opener in USUAL_OPENERS),
+    )
     for opener in OPENERS
     for poison in POISONS
     if opener != "predict --help" or poison not in (record_is_deep, record_is_a_list)
@@ -139,9 +153,11 @@ def test_every_verb_refuses_a_poisoned_run(
 
 # Verbs that build nothing of the run read `_target_` as any other text.
 BUILDS = ("eval", "predict", "export", "bench inference")
+# These train, or start a server's packages.
+TAKE_LONGER = ("init.from", "init.from a file", "init.ckpt_path", "bench serve", "dashboard")
 
 
-@pytest.mark.parametrize("opener", OPENERS)
+@pytest.mark.parametrize("opener", [pytest.param(each, marks=marks(each not in TAKE_LONGER)) for each in OPENERS])
 def test_no_verb_imports_what_a_run_names(
     opener: str, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ SECRETS = {
     place: f"planted-{place}-{'0123456789abcdef' * 2}"
     for place in ("environment", "nested", "other-key", "data-path", "command-line", "url", "netrc", "header")
 }
+HOME = "home"
 
 
 @pytest.fixture
@@ -35,9 +36,13 @@ def words(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "NETRC": str(in_directory / "netrc"),
         "WANDB__EXTRA_HTTP_HEADERS": json.dumps({"X-Token": SECRETS["header"]}),
         "TRAINER_CACHE": str(in_directory / "cache"),
+        # W&B keeps logs and staged files in the user's folders.
+        "HOME": str(in_directory / HOME),
+        **dict.fromkeys(("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"), ""),
     }
     for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    (in_directory / HOME).mkdir()
     (in_directory / "netrc").write_text(f"machine api.wandb.ai login user password {SECRETS['netrc']}\n")
     return [
         "task=cnn",
@@ -84,6 +89,8 @@ def test_a_run_writes_and_prints_none(
     outputs = Path("outputs")
     assert list(outputs.rglob("*.wandb")) and list(outputs.rglob("run.json"))
     assert places_of_secrets(outputs, printed) == {}
+    assert any(Path(HOME).rglob("*wandb*"))
+    assert places_of_secrets(Path(HOME), "") == {}
     # The control: the search finds what is there.
     Path("outputs", "planted").write_bytes(b"\0" + SECRETS["header"].encode() + b"\0")
     assert places_of_secrets(outputs, SECRETS["url"]) == {"url": ["printed"], "header": ["planted"]}
