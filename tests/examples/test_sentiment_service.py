@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from browser.webdriver import MISSING, headless_browser
 from conftest import REPOSITORY, SHARED_DATA
+from sentiment_application import STREAM
 from warm import WarmPopen
 
-from examples.sentiment_monitor.generated import Stream, stream_rows
+from examples.sentiment_monitor.generated import stream_rows
 from examples.sentiment_monitor.training import TrainedModel
 
 README = REPOSITORY / "examples" / "sentiment_monitor" / "README.md"
-STREAM = Stream(num_windows=34, surge_factor=5.0, surge_windows=6)
 EVIL = "<img src=x onerror=boom()> fell"
 
 
