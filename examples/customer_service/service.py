@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, HTTPException, Query
 from fastapi.staticfiles import StaticFiles
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from examples.customer_service.answer_base import Changed
 from examples.customer_service.answers import read_slots
 from examples.customer_service.assistant import Assistant
 from examples.customer_service.data import GENERATED, MAX_QUESTION_CHARS
 from examples.customer_service.options import ServeOptions
-from trainer import UserError
-from trainer.serve.unread import DropUnread
+from examples.web import listening, protect
 
 PAGE = Path(__file__).parent / "page"
-LOOPBACK = ("127.0.0.1", "localhost")
 MAX_BODY_BYTES = 256 * 1024
-# Scripts and styles come from this service only, so a question or an answer with markup in it cannot run anything.
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 
 
 def _clean(text: str) -> str:
@@ -82,12 +68,7 @@ class Corrected(Body):
 def make_app(assistant: Assistant, host: str = "127.0.0.1") -> FastAPI:
     """The service for an assistant. Args: host: that it is bound to; on loopback no other name is answered."""
     app = FastAPI(title="Customer service", docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES)
-    # A page elsewhere whose name is made to point at this machine cannot reach the service.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
-    app.middleware("http")(_with_headers)
-    app.add_middleware(DropUnread)
-    app.exception_handler(RequestValidationError)(_name_bad_input)
-    app.exception_handler(AnyHTTPException)(_as_error)
+    protect(app, host)
     _add_answering(app, assistant)
     _add_answer_base(app, assistant)
     _add_log(app, assistant)
@@ -98,16 +79,9 @@ def make_app(assistant: Assistant, host: str = "127.0.0.1") -> FastAPI:
 def serve(options: ServeOptions) -> None:
     """Answer until Ctrl-C or SIGTERM. Raises: UserError: the address cannot be used, or nothing was trained."""
     assistant = Assistant(Path(options.out), read_slots(options.slots))
-    try:
-        listening = socket.create_server((options.host, options.port))
-    except OSError as error:
-        raise UserError(f"host={options.host} port={options.port}: {error.strerror or error}") from error
-    with listening:
-        if options.host not in LOOPBACK:
-            print(f"host={options.host}: other machines can reach the page, which has no login")
-        print(f"http://{options.host}:{listening.getsockname()[1]}", flush=True)
-        config = uvicorn.Config(make_app(assistant, options.host), log_level="warning", server_header=False)
-        uvicorn.Server(config).run(sockets=[listening])
+    config = uvicorn.Config(make_app(assistant, options.host), log_level="warning", server_header=False)
+    with listening(options.host, options.port) as listener:
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _add_answering(app: FastAPI, assistant: Assistant) -> None:
@@ -188,22 +162,3 @@ def _add_log(app: FastAPI, assistant: Assistant) -> None:
         if not database.correct(number, corrected.intent):
             raise HTTPException(404, f"log {number}: no such question")
         return {}
-
-
-async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    response.headers.update(HEADERS)
-    return response
-
-
-async def _name_bad_input(request: Request, error: Exception) -> JSONResponse:
-    """Name what is wrong, without repeating a value that may be a million characters long."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query"))
-    return JSONResponse({"error": f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}"}, 422)
-
-
-async def _as_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, AnyHTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code)

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, HTTPException, Query
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from examples.recommendation.application import Recommender
 from examples.recommendation.generated import NAME
 from examples.recommendation.limits import BodyLimit
 from examples.recommendation.options import ServeOptions
-from trainer import UserError
-from trainer.serve.unread import DropUnread
+from examples.web import listening, protect
 
 PAGE = Path(__file__).parent / "page"
-LOOPBACK = ("127.0.0.1", "localhost")
 MAX_BODY_BYTES = 64 * 1024
 MAX_HISTORY, MAX_RESULTS, MAX_FOUND = 100, 100, 20
-# Scripts and styles come from this service only, so an item text with markup in it cannot run anything.
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 ItemId = Annotated[str, Field(max_length=200)]
 
 
@@ -49,12 +37,7 @@ def make_app(recommender: Recommender, host: str = "127.0.0.1") -> FastAPI:
     """The service for a recommender. Args: host: that it is bound to; on loopback no other name is answered."""
     app = FastAPI(title="Recommendation", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    # A page elsewhere whose name is made to point at this machine cannot reach the service.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
-    app.middleware("http")(_with_headers)
-    app.add_middleware(DropUnread)
-    app.exception_handler(RequestValidationError)(_name_bad_input)
-    app.exception_handler(HTTPException)(_as_error)
+    protect(app, host)
     _add_catalogue(app, recommender)
     _add_recommendations(app, recommender)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
@@ -64,17 +47,9 @@ def make_app(recommender: Recommender, host: str = "127.0.0.1") -> FastAPI:
 def serve(options: ServeOptions) -> None:
     """Answer until Ctrl-C or SIGTERM. Raises: UserError: the address cannot be used, or nothing was trained."""
     recommender = Recommender.read(Path(options.out))
-    try:
-        listening = socket.create_server((options.host, options.port))
-    except OSError as error:
-        raise UserError(f"host={options.host} port={options.port}: {error.strerror or error}") from error
-    with listening:
-        if options.host not in LOOPBACK:
-            print(f"host={options.host}: other machines can reach the page, which has no login")
-        print(f"http://{options.host}:{listening.getsockname()[1]}", flush=True)
-        config = uvicorn.Config(make_app(recommender, options.host), log_level="warning", server_header=False)
-        with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
+    config = uvicorn.Config(make_app(recommender, options.host), log_level="warning", server_header=False)
+    with listening(options.host, options.port) as listener, suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _add_catalogue(app: FastAPI, recommender: Recommender) -> None:
@@ -128,22 +103,3 @@ def _add_recommendations(app: FastAPI, recommender: Recommender) -> None:
 def _items(recommender: Recommender, numbers: Sequence[int]) -> list[dict[str, str]]:
     catalogue = recommender.catalogue
     return [{"item": catalogue.ids[number], "text": catalogue.texts[number]} for number in numbers]
-
-
-async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    response.headers.update(HEADERS)
-    return response
-
-
-async def _name_bad_input(request: Request, error: Exception) -> JSONResponse:
-    """Name what is wrong, without repeating a value that may be a million characters long."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query"))
-    return JSONResponse({"error": f"{place or 'body'}: {first['msg']}"}, 422)
-
-
-async def _as_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code)

@@ -134,6 +134,12 @@ def test_bad_requests_are_named(client: httpx.Client, body: dict, status: int, m
     assert len(answer.content) < 300
 
 
+def test_every_error_has_one_form(client: httpx.Client) -> None:
+    assert client.get("/nothing").json() == {"error": "Not Found"}
+    assert client.delete("/recommendations").json() == {"error": "Method Not Allowed"}
+    assert client.get("/items").json() == {"error": "text: Field required"}
+
+
 def test_another_host_name_is_refused(client: httpx.Client) -> None:
     assert client.get("/status", headers={"Host": "elsewhere.example"}).status_code == 400
     assert client.get("/status").json()["is_generated"] is True

@@ -66,7 +66,9 @@ TASKS_MAY_IMPORT = {
 
 # What an example may import of the project besides itself: the public names, generated data sets, and the middleware
 # that any service needs.
-EXAMPLES_MAY_IMPORT = {"trainer.__init__", "trainer.export.__init__", "trainer.serve.unread", "tasks.bert.intents"}
+EXAMPLES_MAY_IMPORT = {
+    "trainer.__init__", "trainer.export.__init__", "trainer.serve.unread", "tasks.bert.intents", "examples.web",
+}  # fmt: skip
 # Folders of an example that are a task of the trainer (docs/adding_a_task.md).
 EXAMPLE_TASKS = ("examples.recommendation.two_tower.",)
 
