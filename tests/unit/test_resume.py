@@ -19,6 +19,7 @@ from trainer.checkpoint.callback import Checkpointing
 from trainer.cli import main
 from trainer.engine import train as engine
 from trainer.generators import capture_random_state, restore_random_state
+from trainer.run.files import STATE_FILE
 from trainer.run.metrics_file import read_metrics
 
 # 500 points in steps of 32: 16 steps an epoch, evaluated every 5 steps and at the end, in two batches; a line of
@@ -28,6 +29,7 @@ WORDS = [
     "task=spirals",
     "task.name=faulty",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "model.dropout=0.3",
     "data.num_test=50",
@@ -75,6 +77,16 @@ def assert_same(run: Path, expected: Path) -> None:
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
     assert metric_lines(run) == metric_lines(expected)
+    assert progress(run) == progress(expected)
+
+
+def progress(run: Path) -> dict[str, Any]:
+    """What Lightning has counted: a count that is off ends a run too early or too late after a later resume."""
+    state = torch.load(run / "checkpoints" / "last" / STATE_FILE, weights_only=True)
+    counts = state["loops"]["fit_loop"]
+    # Of the batches of evaluations, which nothing depends on, Lightning counts those of an attempt.
+    del counts["epoch_loop.val_loop.batch_progress"]["total"]
+    return counts
 
 
 @pytest.mark.parametrize("step", [1, 5, 7, 16, 21, 31, 32])
@@ -86,6 +98,17 @@ def test_stopping_after_any_step_changes_nothing(
         assert main(WORDS) == 75
     assert f"stopped after step {step}, saved; the same command resumes" in capsys.readouterr().out
     assert not (only_run(in_directory) / "model.safetensors").exists()
+    assert main(WORDS) == 0
+    assert_same(only_run(in_directory), uninterrupted)
+
+
+def test_stopping_at_the_end_of_every_epoch_changes_nothing(
+    uninterrupted: Path, in_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (16, 32):
+        with monkeypatch.context() as patch:
+            patch.setenv("FAULT", f"sigterm:0:{step - 1}")
+            assert main(WORDS) == 75
     assert main(WORDS) == 0
     assert_same(only_run(in_directory), uninterrupted)
 

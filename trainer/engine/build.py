@@ -18,6 +18,7 @@ from trainer.clock import DeviceClock, StepClock
 from trainer.config.schema import Config
 from trainer.data.cache import use_private_compiler_cache
 from trainer.data.module import DataModule
+from trainer.engine.epoch_loop import EpochLoop
 from trainer.engine.host_memory import keep_freed_memory
 from trainer.engine.lightning_environment import JoinedEnvironment
 from trainer.engine.step_loop import StepLoop
@@ -159,6 +160,7 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    trainer.fit_loop = EpochLoop(trainer, max_epochs=trainer.fit_loop.max_epochs)
     trainer.fit_loop.epoch_loop = StepLoop(trainer, max_steps=options.max_steps)
     # Lightning 2.6 broadcasts a SIGTERM flag and waits for the device before every step; `StopOnSignal` replaces it.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None

@@ -40,6 +40,9 @@ class StepLoop(_TrainingEpochLoop):
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Lightning's hook: one step. The first after a restart, which may be none, and profiled ones are its own."""
+        if self.restarting and not self.batch_progress.current.ready:
+            # At the begin of an epoch there is no evaluation of an earlier step, which Lightning would count.
+            self.restarting = False
         if self.restarting or self.profiled:
             super().advance(data_fetcher)
             return

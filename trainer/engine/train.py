@@ -129,7 +129,7 @@ def _train(config: Config, mapping: dict[str, Any], task: TaskSpec, world: World
     if trainer.is_global_zero:
         record.update(time=account.as_record(), peak_flops_per_s=asdict(metrics.peaks) if metrics.peaks else None)
         record.end_attempt("finished", cause)
-        if not config.trainer.fast_dev_run:
+        if config.run.report and not config.trainer.fast_dev_run:
             _write_report(run_dir)
         places = finish_loggers(loggers, 0, model_file)
         console.print(cause, highlight=False)
