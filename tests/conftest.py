@@ -13,7 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 SPIRALS = REPOSITORY / "tests" / "fixtures" / "spirals"
-SPIRALS_WORDS = [f"plugins=[{SPIRALS}]", "task=spirals", "logger=none", "trainer.accelerator=cpu"]
+# Pictures and the page take most of the time of so short a run.
+SPIRALS_WORDS = [f"plugins=[{SPIRALS}]", "task=spirals", "logger=none", "trainer.accelerator=cpu", "run.report=false"]
 
 # One thread a process: tests run several ranks on few cores, and compare numbers that a thread count may change.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-FAST = ["logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
+FAST = [
+    "logger=none",
+    "run.report=false",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.max_epochs=1",
+]
 DCGAN = ["task=dcgan", *FAST, "model.width=8", "model.latent_size=16", "trainer.limit_train_batches=7"]
 SHORT = [
     "trainer.check_val_every_n_epoch=1",

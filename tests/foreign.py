@@ -75,6 +75,7 @@ class Place:
         return [
             "task=cnn",
             "logger=none",
+            "run.report=false",
             "trainer.accelerator=cpu",
             f"--config-dir={folder.parent}",
             "experiment=evil",

@@ -28,6 +28,7 @@ COMMON = [
     str(MARKED),
     "callbacks=marked",
     "logger=none",
+    "run.report=false",
     "run.name=run",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",

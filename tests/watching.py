@@ -23,6 +23,7 @@ WATCHED_WORDS = [
     "task=spirals",
     "task.name=watched",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",

@@ -33,7 +33,7 @@ from trainer.run.files import MODEL_FILE
 from trainer.run.metrics_file import read_metrics
 
 # With dropout, so that weights depend on the random generators.
-WORDS = [*SPIRALS_WORDS, "trainer.max_epochs=2"]
+WORDS = [*SPIRALS_WORDS, "run.report=true", "trainer.max_epochs=2"]
 LONG = [*SPIRALS_WORDS, "trainer.max_epochs=120", "trainer.check_val_every_n_epoch=60", "trainer.log_every_n_steps=1"]
 
 

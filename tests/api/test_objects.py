@@ -27,7 +27,8 @@ from trainer.cli import main
 from trainer.run.metrics_file import read_metrics
 
 WORDS = [
-    "task=cnn", "logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.max_steps=3",
+    "task=cnn", "logger=none", "run.report=false", "trainer.accelerator=cpu", "trainer.max_steps=3",
+    "trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1", "trainer.limit_val_batches=1", "batch.eval_size=32",
 ]  # fmt: skip
 

@@ -27,6 +27,7 @@ WORDS = [
     "task=spirals",
     "task.name=normalised",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
@@ -85,7 +86,8 @@ def test_a_stop_by_signal_changes_nothing_without_synchronisation(command_line: 
 
 
 def test_resnet_is_synchronised(command_line: CommandLine, tmp_path: Path) -> None:
-    words = ["task=cnn", "model=resnet18", "logger=none", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
+    words = ["task=cnn", "model=resnet18", "logger=none", "run.report=false", "trainer.accelerator=cpu",
+             "trainer.log_every_n_steps=1",
              "run.name=run", "trainer.max_steps=2", "optimizer=sgd", "trainer.limit_val_batches=0"]  # fmt: skip
     curves = {}
     for name, more in {

@@ -17,6 +17,7 @@ WORDS = [
     "task=spirals",
     "task.name=normalised",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1",

@@ -17,6 +17,7 @@ SEED = 3
 WORDS = [
     "task=cnn",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=null",
     f"trainer.max_steps={NUM_STEPS}",

@@ -27,7 +27,13 @@ SHARDING = [
     "deepspeed_stage_3_offload",
 ]
 STRATEGIES = ["ddp", *SHARDING]
-QUIET = ["logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "run.name=run"]
+QUIET = [
+    "logger=none",
+    "run.report=false",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "run.name=run",
+]
 
 # Adam and clipping would hide a gradient of a wrong scale. Two micro-batches per rank where BatchNorm permits it.
 TWENTY_STEPS = [

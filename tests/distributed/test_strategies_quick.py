@@ -95,7 +95,10 @@ def test_the_norms_are_large_enough_to_be_clipped(one_process: Path) -> None:
 @pytest.mark.parametrize("task", ["cnn", "bert", "dcgan"])
 @pytest.mark.parametrize("limit", [None, 0.5])
 def test_deepspeed_clips_only_where_the_configuration_says_so(task: str, limit: float | None) -> None:
-    plan = prepare([f"task={task}", "logger=none", "trainer.accelerator=cpu", "strategy=deepspeed_stage_2"], Options())
+    plan = prepare(
+        [f"task={task}", "logger=none", "run.report=false", "trainer.accelerator=cpu", "strategy=deepspeed_stage_2"],
+        Options(),
+    )
     trainer = replace(plan.config.trainer, gradient_clip_val=limit)
     assert engine_config(replace(plan.config, trainer=trainer), 2)["gradient_clipping"] == (limit or 0.0)
 

@@ -11,7 +11,7 @@ from conftest import SPIRALS_WORDS
 from trainer.cli import main
 
 TWO = [*SPIRALS_WORDS, "trainer.devices=2"]
-GAN = ["task=dcgan", "logger=none", "trainer.accelerator=cpu", "trainer.devices=2"]
+GAN = ["task=dcgan", "logger=none", "run.report=false", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 # (words, what the message must contain)
 REFUSED: dict[str, tuple[list[str], list[str]]] = {

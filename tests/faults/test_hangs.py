@@ -17,6 +17,7 @@ WORDS = [
     "task=spirals",
     "task.name=faulty",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "trainer.devices=2",

@@ -25,6 +25,7 @@ WORDS = [
     "task=spirals",
     "task.name=faulty",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     f"trainer.max_steps={STEPS}",

@@ -20,6 +20,7 @@ WORDS = [
     "task=spirals",
     "task.name=faulty",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "trainer.max_steps=3",

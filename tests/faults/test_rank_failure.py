@@ -19,6 +19,7 @@ WORDS = [
     "task=spirals",
     "task.name=faulty",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.devices=2",
     "trainer.max_epochs=200",

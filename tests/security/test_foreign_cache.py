@@ -233,7 +233,14 @@ def test_a_run_on_a_foreign_cache_ends_and_doctor_says_why(
         path = in_directory / "images" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (number, 0, 0)).save(path)
-    words = ["task=cnn", "data=image_folder", "data.path=images", "data.image_size=16", "logger=none"]
+    words = [
+        "task=cnn",
+        "data=image_folder",
+        "data.path=images",
+        "data.image_size=16",
+        "logger=none",
+        "run.report=false",
+    ]
     words += ["trainer.accelerator=cpu", "trainer.max_steps=1", "trainer.enable_progress_bar=false"]
     root.mkdir(mode=0o700)
     os.chown(root, NOBODY, NOBODY)

@@ -18,7 +18,8 @@ from PIL import Image
 from trainer.cli import main
 from trainer.data.images import decode
 
-IMAGES = ["task=cnn", "data=image_folder", "data.path=images", "logger=none", "trainer.accelerator=cpu",
+IMAGES = ["task=cnn", "data=image_folder", "data.path=images", "logger=none", "run.report=false",
+          "trainer.accelerator=cpu",
           "trainer.max_steps=1", "data.image_size=16", "trainer.enable_progress_bar=false"]  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def set_is_hdf5(place: Place) -> list[str]:
 # --- models
 
 
-BERT = ["plan", "task=bert", "model=minilm", "logger=none", "trainer.accelerator=cpu"]
+BERT = ["plan", "task=bert", "model=minilm", "logger=none", "run.report=false", "trainer.accelerator=cpu"]
 
 
 def model_imports_a_package(place: Place) -> list[str]:

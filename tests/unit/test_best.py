@@ -26,6 +26,7 @@ WORDS = [
     "task=spirals",
     "task.name=faulty",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "data.num_points=160",
     "trainer.max_epochs=6",

@@ -20,6 +20,7 @@ WORDS = [
     "task=spirals",
     "task.name=faulty",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "model.dropout=0.3",
     "trainer.log_every_n_steps=1",

@@ -32,7 +32,7 @@ from trainer.world import World
 PAGE = (REPOSITORY / "docs" / "own_parts.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`mine/([\w/.]+)`\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().split("\n")]
-WORDS = ["task=cnn", "logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+WORDS = ["task=cnn", "logger=none", "run.report=false", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
 SHORT = [*WORDS, "trainer.max_steps=2", "trainer.limit_val_batches=1", "trainer.log_every_n_steps=1"]
 SMALL = ["--config-dir=mine/conf", "model=small", "model.width=4"]
 

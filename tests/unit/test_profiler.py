@@ -34,7 +34,8 @@ from trainer.run.metrics_file import read_metrics
 from trainer.run.stored_config import read_stored_config
 
 WORDS = [
-    *SPIRALS_WORDS, "trainer.enable_progress_bar=false", "data.num_test=0", "trainer.log_every_n_steps=1",
+    *SPIRALS_WORDS, "run.report=true", "trainer.enable_progress_bar=false", "data.num_test=0",
+    "trainer.log_every_n_steps=1",
     "max_epochs=2", "limit_train_batches=4",
 ]  # fmt: skip
 # The evaluation after step 4 is between them.

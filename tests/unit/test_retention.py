@@ -19,6 +19,7 @@ WORDS = [
     "task=spirals",
     "task.name=faulty",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "trainer.limit_train_batches=5",

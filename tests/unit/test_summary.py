@@ -31,7 +31,7 @@ def printed(console: Console) -> str:
 
 
 def test_the_start_is_plain(console: Console) -> None:
-    plan = prepare(SPIRALS_WORDS, Options())
+    plan = prepare([*SPIRALS_WORDS, "run.report=true"], Options())
     facts = {
         "model": {"num_parameters": {"model": 1234}},
         "data": {"sha256": {"train": "embedded", "val": "ab"}, "classes": ["a", "b"]},
@@ -48,7 +48,7 @@ def test_the_start_is_plain(console: Console) -> None:
 
 
 def test_the_end_shows_paths_and_bests(console: Console, in_directory: Path) -> None:
-    config = prepare(SPIRALS_WORDS, Options()).config
+    config = prepare([*SPIRALS_WORDS, "run.report=true"], Options()).config
     run = Path(RUN)
     run.mkdir(parents=True)
     lines = [

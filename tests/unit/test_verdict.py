@@ -98,6 +98,7 @@ WORDS = [
     f"plugins=[{SPIRALS},{REPOSITORY / 'tests' / 'fixtures' / 'faulty'}]",
     "task=spirals",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "trainer.max_epochs=1",

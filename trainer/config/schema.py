@@ -241,6 +241,8 @@ class RunConfig:
     """Record uncommitted changes of the code in run.json; they may contain what should not be shared."""
     private: bool
     """A new run's directory is for its user alone (mode 0700); false leaves its mode to the umask."""
+    report: bool
+    """Draw curves.png and write report.html when the run has ended; `report run=DIR` also writes the page later."""
 
 
 @settings

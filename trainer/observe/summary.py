@@ -65,10 +65,12 @@ def print_summary(console: Console, run_dir: Path, config: Config, account: Acco
     if config.trainer.fast_dev_run:
         _print(console, "fast_dev_run: training, evaluation, test and checkpoint have worked; nothing of it is kept")
         return
-    plot_curves(lines, run_dir / CURVES_FILE)
+    files = {"run": "", "metrics": METRICS_FILE, "model": MODEL_FILE}
+    if config.run.report:
+        plot_curves(lines, run_dir / CURVES_FILE)
+        files = {"run": "", "curves": CURVES_FILE, **files}
     for line in account.lines():
         _print(console, line)
-    files = {"run": "", "curves": CURVES_FILE, "metrics": METRICS_FILE, "model": MODEL_FILE}
     files |= {"report": REPORT_FILE} if (run_dir / REPORT_FILE).exists() else {}
     profile = [path.name for path in find_profile(run_dir)]
     if profile:

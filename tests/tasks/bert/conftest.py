@@ -86,6 +86,7 @@ def words_of(texts: Path, encoder: Path) -> list[str]:
         "trainer.accelerator=cpu",
         "trainer.devices=1",
         "logger=none",
+        "run.report=false",
     ]
 
 

@@ -68,9 +68,9 @@ def test_values_that_contradict_each_other_are_named(words, capsys):
     assert "needs task.freeze_embeddings=true" in refused(capsys, words, "task.freeze_layers=1")
     both = ["task.freeze_embeddings=true", "task.freeze_layers=3", "model.num_layers=2"]
     assert "the model has 2 layers" in refused(capsys, words, *both)
-    long = ["task=bert", "logger=none", "data.max_length=600"]
+    long = ["task=bert", "logger=none", "run.report=false", "data.max_length=600"]
     assert "data.max_length=600: model.max_positions=" in refused(capsys, long)
-    tiny = ["task=bert", "logger=none", "model.num_heads=3"]
+    tiny = ["task=bert", "logger=none", "run.report=false", "model.num_heads=3"]
     assert "does not divide model.hidden_size=128" in refused(capsys, tiny)
     muon = ["optimizer=muon", "task.layer_lr_decay=0.9"]
     assert "task.layer_lr_decay" in refused(capsys, words, *muon)

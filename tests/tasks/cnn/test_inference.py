@@ -36,6 +36,7 @@ WORDS = [
     f"data.image_size={SIZE}",
     "data.eval_fraction=0.5",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "trainer.max_epochs=1",

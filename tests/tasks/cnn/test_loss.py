@@ -22,7 +22,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[3] / "conf" / "experiment"
 
 
 def built(*words: str) -> tuple[CNNModule, CNNData]:
-    config, task = typed(compose_mapping(["task=cnn", "logger=none", *words]))
+    config, task = typed(compose_mapping(["task=cnn", "logger=none", "run.report=false", *words]))
     data = task.build_data(config)
     assert isinstance(data, CNNData)
     data.load(torch.device("cpu"))
@@ -154,7 +154,7 @@ def test_mixup_draws_from_beta() -> None:
 )
 def test_user_errors_name_their_key(words: list[str], key: str) -> None:
     try:
-        config, task = typed(compose_mapping(["task=cnn", "logger=none", *words]))
+        config, task = typed(compose_mapping(["task=cnn", "logger=none", "run.report=false", *words]))
         problems = task.validate(config)
     except ConfigError as error:
         problems = error.problems
@@ -181,7 +181,7 @@ def test_a_set_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("cnn_*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_fits_its_schema(path: Path) -> None:
-    config, task = typed(compose_mapping([f"experiment={path.stem}", "logger=none"]))
+    config, task = typed(compose_mapping([f"experiment={path.stem}", "logger=none", "run.report=false"]))
     assert task.name == "cnn"
     assert not task.validate(config)
     assert "python -m trainer experiment=" + path.stem in path.read_text()

@@ -26,6 +26,7 @@ NUM_STEPS, BATCH_SIZE, SEED = 100, 32, 3
 WORDS = [
     "task=cnn",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=null",
     f"trainer.max_steps={NUM_STEPS}",
@@ -126,7 +127,7 @@ def per_class(run_dir: Path) -> list[dict[str, str]]:
 
 
 def test_the_default_run_learns_and_leaves_its_report(in_directory: Path) -> None:
-    assert main(["task=cnn", "logger=none", "trainer.accelerator=cpu", "run.name=run"]) == 0
+    assert main(["task=cnn", "logger=none", "run.report=false", "trainer.accelerator=cpu", "run.name=run"]) == 0
     run_dir = in_directory / "outputs/cnn/run"
     accuracies = [line["val/accuracy"] for line in read_metrics(run_dir) if "val/accuracy" in line]
     assert len(accuracies) == 10
@@ -145,6 +146,7 @@ def test_the_default_run_learns_and_leaves_its_report(in_directory: Path) -> Non
 SHORT = [
     "task=cnn",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "trainer.max_epochs=1",

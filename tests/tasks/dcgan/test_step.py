@@ -25,6 +25,7 @@ NUM_STEPS = 5
 WORDS = [
     "task=dcgan",
     "logger=none",
+    "run.report=false",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "model.width=8",
