@@ -275,6 +275,9 @@ class FaultsConfig:
     skip it."""
     max_skipped_steps: Count
     """Steps of a run whose update may be skipped; one more stops the run."""
+    loss_spike: Annotated[float, Field(gt=0)] | None
+    """Median absolute deviations above the median of a network's last 100 losses; a loss beyond is handled as one that
+    is not finite; null is never."""
     verify_replicas_every_n_steps: Count | None
     """Steps between comparisons of the weights of all ranks, bit by bit; null is never."""
 

@@ -74,6 +74,9 @@ def _precision(config: Config, world: World) -> Iterator[Problem]:
     if config.trainer.precision == "16-mixed" and fused and config.trainer.gradient_clip_val is not None:
         advice = "a fused optimizer unscales float16 gradients after they are clipped; use bf16-mixed or fused=false"
         yield Problem("optimizer.fused", True, advice)
+    if config.trainer.precision == "16-mixed" and config.faults.loss_spike is not None:
+        advice = "Lightning's scaler decides which float16 updates are applied; use null, or bf16-mixed"
+        yield Problem("faults.loss_spike", config.faults.loss_spike, advice)
 
 
 def _optimizer(config: Config, world: World) -> Iterator[Problem]:
@@ -98,6 +101,9 @@ def _strategy(config: Config, world: World, task: TaskSpec) -> Iterator[Problem]
         yield Problem("optimizer", "muon", f"needs full matrices, which {name} shards; use adamw, or strategy=ddp")
     if name.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         yield Problem("strategy", name, "the package deepspeed is not installed; use fsdp2 or ddp")
+    if name.startswith("deepspeed") and config.faults.loss_spike is not None:
+        advice = f"{name} decides by itself which updates it applies; use null, or fsdp2 or ddp"
+        yield Problem("faults.loss_spike", config.faults.loss_spike, advice)
     every_n_steps = config.faults.verify_replicas_every_n_steps
     if every_n_steps is not None and not isinstance(strategy, DeepSpeedFileConfig) and shards_parameters(strategy):
         advice = f"{name} shards the weights, so no two ranks hold the same ones; use null"

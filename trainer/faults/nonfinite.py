@@ -24,6 +24,7 @@ from trainer.data.module import DataModule
 from trainer.errors import RankFailure
 from trainer.faults.nonfinite_page import NonFiniteStep, write_page
 from trainer.faults.replay import first_bad_weight, replay
+from trainer.faults.spikes import LossSpikes
 from trainer.module import TrainingModule
 from trainer.network_strategy import UpdateGuard
 from trainer.run.record import Record
@@ -47,11 +48,15 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
     On the CPU the norm is read where it is computed. On a GPU that would wait for the device in each step, so where the
     run is to stop and the optimizer is fused, the device itself skips the update, and the norm is read a step later:
     no update is applied after it. float16 gradients overflow in ordinary steps: Lightning's scaler skips these.
+
+    spikes: of faults.loss_spike, which are handled likewise.
     """
 
     def __init__(self, config: Config, run_dir: Path) -> None:
         self.options, self.run_dir = config.faults, run_dir
         self.checks = config.trainer.precision != "16-mixed"
+        limit = config.faults.loss_spike
+        self.spikes = None if limit is None else LossSpikes(limit)
         # Steps that are skipped, with the updates before the first that is.
         self.listed: dict[int, int] = dict(decide_on_rank_0(lambda: _listed(Record(run_dir))))
         self.trainer: pl.Trainer | None = None
@@ -70,6 +75,8 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
         """Lightning's hook: keep what a step that is skipped would leave in buffers, such as BatchNorm's."""
         module = _checked(pl_module)
         module.step_is_skipped, module.num_updates = False, 0
+        if self.spikes is not None:
+            self.spikes.clear()
         self.step = NonFiniteStep(trainer.global_step + 1, batch, batch_idx)
         if self.options.on_nonfinite == "skip" or self.step.number in self.listed:
             module.restore_own_buffers()
@@ -91,11 +98,22 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
         """Lightning's hook: the last step counts too."""
         self.settle()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's hook: a run that is resumed finds the same spikes."""
+        return {} if self.spikes is None else self.spikes.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's hook."""
+        if self.spikes is not None:
+            self.spikes.load_state_dict(state_dict)
+
     def marked(self, loss: Tensor) -> Tensor:
         """See UpdateGuard: its gradient is exactly as before where the loss is finite, and else NaN."""
         assert self.step is not None
         if not self.checks:
             return loss
+        if self.spikes is not None:
+            self.spikes.add(self._module.clock.network, loss)
         return loss * math.nan if self._is_skipped(self.step) else loss * (loss.detach() * 0 + 1)
 
     def _is_skipped(self, step: NonFiniteStep) -> bool:
@@ -108,17 +126,23 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
         if not self.checks:
             return True
         self.settle()
-        norm = self._module.grad_norms[self._module.network_of(optimizer)]
-        if norm.is_cuda and self.options.on_nonfinite == "stop" and getattr(optimizer, "_step_supports_amp_scaling", 0):
+        network = self._module.network_of(optimizer)
+        norm = self._module.grad_norms[network]
+        waits = self.spikes is not None or self.options.on_nonfinite != "stop"
+        if norm.is_cuda and not waits and getattr(optimizer, "_step_supports_amp_scaling", 0):
             bad = ~norm.isfinite()
             optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
             assert self.step is not None
             self.pending = _DeviceAnswer(bad, self.step, optimizer)
             return True
-        finite = bool(norm.isfinite())
-        if not finite:
+        if not bool(norm.isfinite()):
             self.found(optimizer)
-        return finite
+            return False
+        # On all ranks or on none: the norm is the same on all.
+        spike = None if self.spikes is None else self.spikes.found(network)
+        if spike is not None:
+            self._found(network, f"the loss of {network} {spike}")
+        return spike is None
 
     def settle(self) -> None:
         """See UpdateGuard."""
@@ -129,12 +153,17 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
 
     def found(self, optimizer: Optimizer) -> None:
         """See UpdateGuard. Raises: NonFinite: the run stops. RolledBack: it returns to a checkpoint."""
+        network = self._module.network_of(optimizer)
+        self._found(network, f"the gradient of {network} is not finite")
+
+    def _found(self, network: str, what: str) -> None:
+        """Act on what is wrong with the update of a network."""
         step = self.step
         assert step is not None
         if self._is_skipped(step):
             self._module.step_is_skipped = True
             return
-        lines = self._explain(step, self._module.network_of(optimizer))
+        lines = self._explain(step, what)
         policy, limit = self.options.on_nonfinite, self.options.max_skipped_steps
         if policy == "stop":
             raise NonFinite("\n".join([*lines, "faults.on_nonfinite=skip or rollback skips such a step"]))
@@ -149,7 +178,7 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
         if self._trainer.is_global_zero:
             print("\n".join([*lines, f"skipped ({len(self.listed)} of {limit})"]), file=sys.stderr, flush=True)
 
-    def _explain(self, step: NonFiniteStep, network: str) -> list[str]:
+    def _explain(self, step: NonFiniteStep, what: str) -> list[str]:
         """Find the cause on all ranks and write the page. Returns: its first two lines."""
         module, data = self._module, self._trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, DataModule)
@@ -157,7 +186,7 @@ class NonFiniteGuard(pl.Callback, UpdateGuard):
         findings = replay(module, step.batch, step.batch_idx, module._strategy.whole_networks)
         found = {"weight": weight, "micro_batches": [finding.as_record() for finding in findings]}
         ranks = all_gather_json(found)
-        return decide_on_rank_0(lambda: write_page(self.run_dir, step.number, network, ranks, data))
+        return decide_on_rank_0(lambda: write_page(self.run_dir, step.number, what, ranks, data))
 
     @property
     def _trainer(self) -> pl.Trainer:

@@ -23,13 +23,13 @@ class NonFiniteStep:
     batch_idx: int
 
 
-def write_page(run_dir: Path, step: int, network: str, ranks: list[dict[str, Any]], data: DataModule) -> list[str]:
+def write_page(run_dir: Path, step: int, what: str, ranks: list[dict[str, Any]], data: DataModule) -> list[str]:
     """Write the page of a step.
 
-    Args: network: whose gradient is not finite. ranks: by rank, `weight` and the records of Finding as `micro_batches`.
+    Args: what: is wrong, of which network. ranks: by rank, `weight` and the records of Finding as `micro_batches`.
     Returns: its first two lines: where it is not finite, and the page.
     """
-    first = f"step {step}: the gradient of {network} is not finite; {_cause(ranks)}"
+    first = f"step {step}: {what}; {_cause(ranks)}"
     path = run_dir / FAULTS_DIR / f"nonfinite-step-{step:08d}.txt"
     lines = [first, "The update was not applied. Each rank has computed its share again:"]
     for rank, found in enumerate(ranks):
@@ -49,13 +49,24 @@ def _cause(ranks: list[dict[str, Any]]) -> str:
             return f"on rank {rank} the weight {found['weight']} was not finite before it"
     bad = [(rank, micro) for rank, found in enumerate(ranks) for micro in found["micro_batches"] if micro["is_bad"]]
     if not bad:
-        return "computed again, every rank's share is finite"
+        return f"computed again, every rank's share is finite{_largest(ranks)}"
     rank, micro = max(bad, key=lambda item: len(item[1]["inputs"]) > 0)
     in_backward = micro["gradient"] if all(map(math.isfinite, micro["losses"])) else None
     begins = micro["tensor"] or (f"gradient of {in_backward}" if in_backward else "the loss")
     inputs, samples = micro["inputs"], micro["samples"]
     which = f"inputs of {_listed(inputs)}" if inputs else f"in a micro-batch of {len(samples)}, {_listed(samples)}"
     return f"rank {rank}, {which}: begins at {begins}"
+
+
+def _largest(ranks: list[dict[str, Any]]) -> str:
+    """The micro-batch with the largest loss, where there are several."""
+    found = [
+        (max(micro["losses"]), r, micro) for r, f in enumerate(ranks) for micro in f["micro_batches"] if micro["losses"]
+    ]
+    if len(found) < 2:
+        return ""
+    loss, rank, micro = max(found, key=lambda each: each[0])
+    return f", the largest loss {loss:.4g} on rank {rank}, {_listed(micro['samples'])}"
 
 
 def _listed(samples: list[int], most: int = 8) -> str:
