@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from fastapi import FastAPI, Request, Response
@@ -24,14 +24,20 @@ HEADERS = {
 }
 
 
-def protect(app: FastAPI, host: str) -> None:
+def protect(app: FastAPI, host: str, headers: Mapping[str, str] = HEADERS) -> None:
     """Give every answer the headers, and every error the form {"error": ...}.
 
     Args: host: that the service is bound to; on loopback no other name is answered.
     """
     # A page elsewhere whose name is made to point at this machine cannot reach the service.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
-    app.middleware("http")(_with_headers)
+
+    @app.middleware("http")
+    async def with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers.update(headers)
+        return response
+
     app.add_middleware(DropUnread)
     app.exception_handler(RequestValidationError)(_name_bad_input)
     # That of starlette: routes that do not exist raise it, and FastAPI's is derived from it.
@@ -50,12 +56,6 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
             print(f"host={host}: other machines can reach the page, which has no login")
         print(f"http://{host}:{listener.getsockname()[1]}", flush=True)
         yield listener
-
-
-async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    response.headers.update(HEADERS)
-    return response
 
 
 async def _name_bad_input(request: Request, error: Exception) -> JSONResponse:

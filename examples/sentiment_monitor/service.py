@@ -25,8 +25,8 @@ from examples.sentiment_monitor.options import GENERATED, ServeOptions
 from examples.sentiment_monitor.settings import OTHER
 from examples.sentiment_monitor.store import Store
 from examples.sentiment_monitor.training import TrainedModel
+from examples.web import protect
 from trainer import UserError
-from trainer.serve.unread import DropUnread
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_BODY_BYTES = 8 * 2**20
@@ -52,7 +52,7 @@ def serve(options: ServeOptions) -> int:
     except OSError as error:
         raise UserError(f"port={options.port}: cannot listen on {options.host}: {error.strerror}") from error
     print(f"http://{options.host}:{listening.getsockname()[1]}/", flush=True)
-    app = application(monitor, targets, trained_on)
+    app = application(monitor, targets, trained_on, options.host)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_S)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # uvicorn takes them while it serves, and raises them again at its end
@@ -60,8 +60,8 @@ def serve(options: ServeOptions) -> int:
     return 0
 
 
-def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str) -> FastAPI:
-    """The addresses. Args: trained_on: the data that the model learned from."""
+def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str, host: str) -> FastAPI:
+    """The addresses. Args: trained_on: the data that the model learned from. host: see `protect`."""
     store, settings = monitor.store, monitor.settings
     scoring = threading.Lock()  # one batch at a time: the model has all threads that it may use
 
@@ -73,13 +73,7 @@ def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str) 
         openapi_url=None,
     )
 
-    @app.middleware("http")
-    async def with_headers(request: Request, call_next: Any) -> Response:
-        response = await call_next(request)
-        response.headers.update(HEADERS)
-        return response
-
-    app.add_middleware(DropUnread)
+    protect(app, host, HEADERS)
 
     @app.get("/")
     def page() -> Response:

@@ -54,7 +54,7 @@ def post(url: str, body: bytes, content_type: str = "application/json") -> tuple
         return error.code, json.load(error)
 
 
-def get(url: str) -> Any:
+def get(url: str | urllib.request.Request) -> Any:
     with urllib.request.urlopen(url, timeout=120) as answer:
         return json.load(answer)
 
@@ -97,6 +97,12 @@ def test_headlines_are_posted_and_an_alert_arrives(sentiment_folder: Path, tmp_p
             alerts += answer["alerts"]
             stored += answer["stored"]
         assert stored == len(rows)
+        address = f"{url}headlines?topic=banks&start_s=x"
+        with pytest.raises(urllib.error.HTTPError) as wrong:
+            get(address)
+        assert json.load(wrong.value)["error"].startswith("start_s: ")
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            get(urllib.request.Request(f"{url}state", headers={"Host": "elsewhere.example"}))
         assert STREAM.surge_topic in {alert["topic"] for alert in alerts}
         assert webhook.got.wait(60)
         assert webhook.received[0] in alerts
