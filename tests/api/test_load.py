@@ -50,6 +50,7 @@ def test_generators_are_left_alone(run: Path) -> None:
     assert np.random.random() == before[1]
 
 
+@pytest.mark.slow
 def test_inference_of_no_task_imports_lightning() -> None:
     code = """
 import sys

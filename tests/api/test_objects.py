@@ -189,6 +189,7 @@ def test_a_network_is_trained_in_place_and_passed_again(in_directory: Path, caps
     assert "pass it again from Python" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_same_objects_resume_a_run(in_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     passed = {"model": Net, "optimizer": functools.partial(torch.optim.NAdam, lr=0.01)}
     words = [*WORDS, "trainer.max_steps=4", "run.name=run"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from conftest import REPOSITORY, SPIRALS
 from safetensors.torch import load_file
 
@@ -54,7 +55,12 @@ def assert_same_weights(run: Path, expected: Path) -> None:
     assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
 
 
-@pytest.mark.parametrize(("words", "short", "long"), LENGTHS.values(), ids=LENGTHS.keys())
+def with_cost(name: str) -> ParameterSet:
+    """Each is five runs."""
+    return pytest.param(*LENGTHS[name], id=name, marks=[] if name in ("epochs", "steps, worse") else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("words", "short", "long"), [with_cost(name) for name in LENGTHS])
 def test_both_ways_equal_an_uninterrupted_run(words: list[str], short: str, long: str, in_directory: Path) -> None:
     words = [*WORDS, *CONSTANT, "run.name=run", *words]
     assert main([*words, short, "run.root=short"]) == 0

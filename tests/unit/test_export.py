@@ -274,6 +274,7 @@ def test_code_in_a_program_is_refused(copied: Path, tmp_path: Path, what: str) -
     assert not place.exists()
 
 
+@pytest.mark.slow
 def test_inference_is_measured_with_the_metric_beside_it(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,6 +221,7 @@ def documented_trunk() -> list[str]:
     return re.findall(r"^\d+\. `([\w/]+\.py)`", page, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_run_enters_the_trunk_as_the_page_lists_it(tmp_path: Path) -> None:
     trunk = documented_trunk()
     assert 1 < len(trunk) <= 12

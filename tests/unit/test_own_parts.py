@@ -98,6 +98,7 @@ def folder(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return in_directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_of_the_page_run(command: str, folder: Path) -> None:
     words = shlex.split(command.removeprefix("python -m trainer "))

@@ -34,8 +34,9 @@ def test_lines_that_need_the_hub_are_planned(line: str, command_line: CommandLin
 
 
 def with_cost(line: str) -> ParameterSet:
-    """The jobs of a sweep are processes that import everything."""
-    return pytest.param(line, marks=[pytest.mark.slow] if line.startswith("-m ") else [])
+    """The jobs of a sweep are processes that import everything, and CIFAR-10 is large."""
+    takes_long = line.startswith("-m ") or "path/to/cifar10" in line
+    return pytest.param(line, marks=[pytest.mark.slow] if takes_long else [])
 
 
 @pytest.mark.parametrize("line", [with_cost(line) for line in TRAINER if not needs_hub(line) and RUN not in line])
@@ -49,6 +50,7 @@ def test_lines_run(line: str, command_line: CommandLine, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_torchrun_line_runs(tmp_path: Path) -> None:
     (line,) = [line for line in LINES if line.startswith("torchrun")]
     words = ["-m", "torch.distributed.run", *shlex.split(line)[1:], "debug=smoke"]

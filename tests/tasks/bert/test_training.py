@@ -183,6 +183,7 @@ def test_predict_deals_each_text_to_one_rank(num_texts, world_size):
     assert {tuple(micro.indices) for share in shares for micro in share if micro.num_valid} == alone
 
 
+@pytest.mark.slow
 def test_pairs_and_scores_end_to_end(fit, texts, capsys):
     words = ["data.text_pair=other", "task.kind=regression", "data.label=score", "model.pooling=mean"]
     words += ["optimizer.lr=0.003", "trainer.max_epochs=8", "model.gradient_checkpointing=true", "model.dropout=0.0"]

@@ -239,7 +239,12 @@ def test_precision(precision: str, weights: torch.dtype, plain: Trained, in_dire
     ("words", "first", "channels"),
     [
         (["model=resnet18", "data.image_size=8"], "model.stem.0.weight", 64),
-        (["model=resnet50", "data.image_size=8", "data.channels=3"], "model.stem.0.weight", 64),
+        pytest.param(
+            ["model=resnet50", "data.image_size=8", "data.channels=3"],
+            "model.stem.0.weight",
+            64,
+            marks=pytest.mark.slow,
+        ),
         (["model=reference_cnn", "data.image_size=null"], "model.conv.weight", 32),
     ],
     ids=str,
