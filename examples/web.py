@@ -6,11 +6,12 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainer import UserError
 from trainer.serve.unread import DropUnread
@@ -24,11 +25,12 @@ HEADERS = {
 }
 
 
-def protect(app: FastAPI, host: str, headers: Mapping[str, str] = HEADERS) -> None:
+def protect(app: FastAPI, host: str, max_body_bytes: int, headers: Mapping[str, str] = HEADERS) -> None:
     """Give every answer the headers, and every error the form {"error": ...}.
 
-    Args: host: that the service is bound to; on loopback no other name is answered.
+    Args: host: that the service is bound to; on loopback no other name is answered. max_body_bytes: of a request.
     """
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     # A page elsewhere whose name is made to point at this machine cannot reach the service.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
 
@@ -41,7 +43,32 @@ def protect(app: FastAPI, host: str, headers: Mapping[str, str] = HEADERS) -> No
     app.add_middleware(DropUnread)
     app.exception_handler(RequestValidationError)(_name_bad_input)
     # That of starlette: routes that do not exist raise it, and FastAPI's is derived from it.
-    app.exception_handler(HTTPException)(_as_error)
+    app.exception_handler(AnyHTTPException)(_as_error)
+
+
+class BodyLimit:
+    """Refuse a longer body with 413 while it is read, whether it announces its length or not.
+
+    FastAPI's own limit, max_body_size, does not say what the limit is, and answers before `DropUnread` reads the rest.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                # FastAPI passes this exception on, and makes 400 of any other while it reads a body.
+                raise HTTPException(413, f"body: longer than {self.max_bytes} bytes")
+            return message
+
+        await self.app(scope, counted, send)
 
 
 @contextmanager
@@ -67,5 +94,5 @@ async def _name_bad_input(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _as_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+    assert isinstance(error, AnyHTTPException)
     return JSONResponse({"error": error.detail}, error.status_code)

@@ -67,8 +67,8 @@ class Corrected(Body):
 
 def make_app(assistant: Assistant, host: str = "127.0.0.1") -> FastAPI:
     """The service for an assistant. Args: host: that it is bound to; on loopback no other name is answered."""
-    app = FastAPI(title="Customer service", docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES)
-    protect(app, host)
+    app = FastAPI(title="Customer service", docs_url=None, redoc_url=None)
+    protect(app, host, MAX_BODY_BYTES)
     _add_answering(app, assistant)
     _add_answer_base(app, assistant)
     _add_log(app, assistant)

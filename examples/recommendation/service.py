@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from examples.recommendation.application import Recommender
 from examples.recommendation.generated import NAME
-from examples.recommendation.limits import BodyLimit
 from examples.recommendation.options import ServeOptions
 from examples.web import listening, protect
 
@@ -36,8 +35,7 @@ class Asked(BaseModel):
 def make_app(recommender: Recommender, host: str = "127.0.0.1") -> FastAPI:
     """The service for a recommender. Args: host: that it is bound to; on loopback no other name is answered."""
     app = FastAPI(title="Recommendation", docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    protect(app, host)
+    protect(app, host, MAX_BODY_BYTES)
     _add_catalogue(app, recommender)
     _add_recommendations(app, recommender)
     app.mount("/", StaticFiles(directory=PAGE, html=True))

@@ -73,7 +73,7 @@ def application(monitor: Monitor, targets: Mapping[str, Send], trained_on: str, 
         openapi_url=None,
     )
 
-    protect(app, host, HEADERS)
+    protect(app, host, MAX_BODY_BYTES, HEADERS)
 
     @app.get("/")
     def page() -> Response:
@@ -132,15 +132,11 @@ async def _deliveries(store: Store, targets: Mapping[str, Send], _: FastAPI) -> 
 
 
 async def _records(request: Request) -> list[Any]:
-    """The records of a body {"headlines": [...]}. Raises: HTTPException: it is too large or not of that form."""
+    """The records of a body {"headlines": [...]}. Raises: HTTPException: it is not of that form."""
     # A page of another site can send a form or plain text without asking; it cannot send this type.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "Content-Type: application/json is expected")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"a body has at most {MAX_BODY_BYTES >> 20} MiB")
+    body = await request.body()
     try:
         records = json.loads(body)["headlines"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:

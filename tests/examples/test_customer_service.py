@@ -24,6 +24,7 @@ from examples.customer_service.encoder import Encoder
 from examples.customer_service.evaluate import evaluate
 from examples.customer_service.matcher import MATCH, OTHER, write_pairs
 from examples.customer_service.options import EvaluateOptions
+from examples.customer_service.service import MAX_BODY_BYTES
 from examples.customer_service.thresholds import Thresholds
 from examples.customer_service.train import judge
 
@@ -194,7 +195,10 @@ def test_bad_input_is_named(client: Client, body: object, status: int, message: 
 
 
 def test_a_million_characters_are_refused_before_they_are_parsed(client: Client) -> None:
-    assert client("POST", "/answer", {"question": "x" * 1_000_000}) == (413, b"Content Too Large")
+    assert client("POST", "/answer", {"question": "x" * 1_000_000}) == (
+        413,
+        {"error": f"body: longer than {MAX_BODY_BYTES} bytes"},
+    )
 
 
 def test_another_site_cannot_use_the_service(client: Client) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from watching import wait_until
@@ -159,12 +159,21 @@ def test_a_copied_run_whose_links_have_become_folders_goes_on(store: CheckpointS
     assert (store.directory / "last").readlink() == Path(newest.name)
 
 
+def save_until_killed(directory: Path) -> NoReturn:
+    """Save one checkpoint after the other, each with another content."""
+    try:
+        save_in_a_loop(directory)
+    finally:
+        os._exit(1)
+
+
 def save_in_a_loop(directory: Path) -> None:
-    """Save one checkpoint after the other until killed, each with another content."""
     store = CheckpointStore(directory)
     newest, _ = store.newest_valid()
     first = int(newest.name.removeprefix("step-")) + 1 if newest else 1
     for step in range(first, first + 100_000):
+        # As CheckpointWriter does where an earlier attempt has left something.
+        shutil.rmtree(store.stage(step), ignore_errors=True)
         store.stage(step).mkdir(parents=True)
         (store.stage(step) / "state.ckpt").write_bytes(step.to_bytes(4, "big") * 50_000)
         store.commit(step, {"metrics_bytes": 0, "best_step": None})
@@ -178,21 +187,23 @@ def test_kills_while_saving_damage_nothing(kills: int, tmp_path: Path, monkeypat
     if other.is_dir() and other.stat().st_dev != tmp_path.stat().st_dev:
         # A move out of there would be a copy, which a kill cuts short.
         monkeypatch.setenv("TMPDIR", str(other))
-    store, draw, interrupted = CheckpointStore(tmp_path), random.Random(0), 0
+    store, draw, interrupted, steps = CheckpointStore(tmp_path), random.Random(0), 0, set[int]()
     for _ in range(kills):
         pid = os.fork()
         if pid == 0:
-            save_in_a_loop(tmp_path)
+            save_until_killed(tmp_path)
         wait_until(lambda: (store.directory / "last").exists(), 60)
         time.sleep(draw.uniform(0, 0.04))
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         interrupted += any(store.directory.glob(".step-*"))
         assert [find_damage(checkpoint) for checkpoint in store.checkpoints()] == [None] * len(names(store))
         newest, damaged = store.newest_valid()
         assert newest is not None and damaged == {}
         step = int(newest.name.removeprefix("step-"))
+        steps.add(step)
         assert (newest / "state.ckpt").read_bytes() == step.to_bytes(4, "big") * 50_000
         assert find_damage((store.directory / "last").resolve()) is None
     # Else the kills would have come between saves.
     assert interrupted > kills / 5
+    assert len(steps) > kills / 3, "most attempts save something after what the ones before have left"
