@@ -12,16 +12,19 @@ WORKERS ?= 2
 MINUTES ?= 20
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
-.PHONY: train test test-slow test-slurm planted faults check lint types audit lock gpu clean
+.PHONY: train test test-slow test-long test-slurm planted faults check lint types audit lock gpu clean
 
 train: $(VENV)/installed  ## install and train the default task
 	$(BIN)/python -m trainer task=cnn
 
 test: $(VENV)/installed  ## the default suite, without a GPU
-	$(PYTEST) -m "not gpu and not slow and not slurm"
+	$(PYTEST) -m "not gpu and not slow and not long and not slurm"
 
 test-slow: $(VENV)/installed  ## tests that take minutes
-	$(PYTEST) -m "slow and not gpu and not slurm" --junitxml=build/slow.xml
+	$(PYTEST) -m "slow and not long and not gpu and not slurm" --junitxml=build/slow.xml
+
+test-long: $(VENV)/installed  ## variants of slow tests that CI leaves out
+	$(PYTEST) -m "long and not gpu and not slurm" --junitxml=build/long.xml
 
 test-slurm: $(VENV)/installed  ## tests on a real two-node SLURM cluster (Debian: slurmd slurmctld slurm-client munge)
 	$(BIN)/python -m pytest -m "slurm and not slow" --junitxml=build/slurm.xml

@@ -47,7 +47,7 @@ def test_the_commands_on_generated_questions(tmp_path: Path) -> None:
     assert "0 of them added or corrected" in run(retrain, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real sets are not here")
 def test_the_commands_on_real_questions(tmp_path: Path) -> None:

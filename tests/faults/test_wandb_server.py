@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import wandb
+from _pytest.mark import ParameterSet
 from conftest import SPIRALS
 from PIL import Image
 from two_ranks import in_one_process, only_run
@@ -42,6 +43,11 @@ PICTURE_STEP, FAULT_STEP = 6, 12
 # What a run may take longer than without W&B.
 LONGER_S = 30.0
 FAULTS: tuple[Fault, ...] = ("hangs", "gone", "401", "429", "500")
+
+
+def with_cost(fault: Fault, slow: Fault) -> ParameterSet:
+    """Each takes most of a minute, since the client waits. Args: slow: the one that CI has time for."""
+    return pytest.param(fault, marks=pytest.mark.slow if fault == slow else pytest.mark.long)
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +161,7 @@ def test_a_server_that_goes_half_way(
         assert_complete(server, run, pictures=1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [with_cost(fault, "hangs") for fault in FAULTS])
 def test_a_fault_from_the_start(
     fault: Fault, plain: tuple[Path, float], in_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,8 +173,7 @@ def test_a_fault_from_the_start(
         assert_complete(server, run, pictures=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [with_cost(fault, "gone") for fault in FAULTS])
 def test_a_fault_half_way(
     fault: Fault, plain: tuple[Path, float], in_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from conftest import REPOSITORY, SPIRALS_WORDS, CommandLine
 from turn_sides import count_steps
 
@@ -186,8 +187,11 @@ STUDIES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STUDIES)
+def with_cost(name: str) -> ParameterSet:
+    return pytest.param(name, marks=pytest.mark.slow if name in ("overhead", "data") else pytest.mark.long)
+
+
+@pytest.mark.parametrize("name", [with_cost(name) for name in STUDIES])
 def test_a_benchmark_measures_its_sides_and_they_compute_the_same(
     name: str, in_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
