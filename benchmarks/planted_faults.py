@@ -293,7 +293,8 @@ def plant_and_test(copy: Path, fault: Fault) -> bool:
 
 def run_tests(copy: Path, tests: list[str]) -> int:
     """Returns: pytest's exit code."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not long", "-p", "no:cacheprovider", *tests]
+    chosen = ["-m", "not slow and not long", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if done.returncode > 1:
