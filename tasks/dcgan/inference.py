@@ -80,7 +80,9 @@ class DCGANInference(ExportableInference):
         return normal(seed, 0, np.arange(num_points), self.latent_size, Stream.PREDICT)
 
     def listed(self, inputs: Any) -> Sequence[Any]:
-        """See Inference. One number or one point (L,) is one input."""
+        """See Inference. A number is that many points of seed 0, an array (L,) is one."""
+        if isinstance(inputs, int):
+            return range(inputs)
         is_one = isinstance(inputs, np.ndarray) and inputs.ndim == 1
         return [inputs] if is_one else super().listed(inputs)
 

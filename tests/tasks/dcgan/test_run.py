@@ -150,6 +150,7 @@ def test_a_generator_as_a_function(runs: Path) -> None:
     point = inference.preprocess([4])["noise"][0].numpy()
     by_number, by_point = (inference([value])[0] for value in (4, point))
     assert by_number == by_point
+    assert torch.equal(inference.outputs(5), inference.outputs(range(5))), "as trainer.export.load takes a number"
     (result,) = inference.postprocess(inference.outputs([4]))
     file = Image.open(io.BytesIO(base64.b64decode(result["png_base64"])))
     np.testing.assert_array_equal(np.asarray(file), np.asarray(by_number))
