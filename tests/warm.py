@@ -27,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+import conftest  # noqa: F401 - it sets the environment that is read below
+
 # Variables that are read when Python starts or a package is imported.
 READ_AT_IMPORT = ("PYTHON", "OMP_NUM_THREADS", "HF_", "MPL", "CUDA_VISIBLE_DEVICES")
 ENVIRONMENT = dict(os.environ)
