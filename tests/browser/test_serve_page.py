@@ -162,7 +162,7 @@ def test_a_key_is_asked_for_where_the_server_has_one(browser: Browser, runs: dic
     with served(run, f"api_key_file={tmp_path / 'key.txt'}") as url:
         open_page(browser, url)
         browser.wait_for("return document.activeElement.id", "key")
-        assert "key" in browser.run(ERROR)
+        browser.wait_for(ERROR, "a valid key is needed, in the header Authorization: Bearer KEY")
         browser.run("document.getElementById('key').value = 'a key'; document.getElementById('form').requestSubmit()")
         browser.wait_for("return document.querySelectorAll('#grid img').length", 16)
 

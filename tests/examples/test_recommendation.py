@@ -191,7 +191,7 @@ def test_damaged_files_are_named(out: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["default", "movielens"])
+@pytest.mark.parametrize("model", ["default", pytest.param("movielens", marks=pytest.mark.long)])
 def test_the_commands_of_the_readme_run(
     model: str, in_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -142,7 +142,9 @@ STUDIES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", STUDIES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.long] if k == "training" else []) for k in STUDIES]
+)
 def test_a_study_measures_both_sides_and_writes_its_files(
     kind: str,
     in_directory: Path,

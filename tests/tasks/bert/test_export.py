@@ -91,7 +91,11 @@ def shorter_texts(inputs: dict[str, Any], outputs: dict[str, Any], files: dict[s
     inputs["max_length"] -= 1
 
 
-@pytest.mark.parametrize("name", [*EXACT, "onnx_fp16", "onnx_int8"])
+# Compilation takes 20 s for each fault; tests/unit/test_export.py has it for an image classifier.
+COMPILED = pytest.param("aot_inductor", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("name", ["safetensors", "torch_export", COMPILED, "onnx", "onnx_fp16", "onnx_int8"])
 def test_planted_faults_are_caught(source_and_gate: tuple[Source, Gate], name: str) -> None:
     source, gate = source_and_gate
     with pytest.raises(NotEqual, match=r"outputs differ|points; allowed"):
