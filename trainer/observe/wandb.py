@@ -69,7 +69,7 @@ class StepLogger(WandbLogger):
         self.row = {}
 
     def attempt(self, call: Callable[[], None]) -> None:
-        """Call wandb; training goes on without it where that fails, as where its own process was killed."""
+        """Call wandb. An error of its, such as that its process was killed, ends the logging there, not training."""
         if self.lost:
             return
         try:
@@ -80,7 +80,7 @@ class StepLogger(WandbLogger):
             log.warning("W&B has failed", exc_info=True)
             _warn(f"W&B has failed at step {self.step} and gets nothing more from here: {_text(error)}")
             self.lost = True
-            # Which else fails at the end of the process, with a traceback.
+            # Otherwise wandb fails at the end of the process, with a traceback.
             _ends_within(ARTIFACTS_TIMEOUT_S, wandb.teardown)
 
 
