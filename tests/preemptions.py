@@ -95,11 +95,9 @@ def _stop_once(
             assert parent.returncode == 0 and target_step >= steps - MAX_STEPS
             return None
         children = sorted(psutil.Process(parent.pid).children(), key=lambda rank: rank.pid)
-        began = time.monotonic()
+        at_step, began = last_step(folder), time.monotonic()
         for process in {"parent": [parent], "one rank": [draw.choice(children or [parent])]}.get(target, children):
             process.send_signal(number)
-        # Not before: on a busy machine steps pass between reading them and the signal.
-        at_step = last_step(folder)
         stdout, stderr = parent.communicate(timeout=ENDS_WITHIN_S)
         ended_s = time.monotonic() - began
     if parent.returncode == 0 and last_step(folder) == steps:
