@@ -26,6 +26,8 @@ SHARDED = ("state_dict", "optimizer_states", "weight_average")
 PLACE = "__shards__"
 # What is on a GPU is in host memory while its file is written.
 FILE_BYTES = 64 * 2**20
+# What a state raises that names no tensors of its shards.
+DAMAGED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 Parts = dict[str, tuple[Tensor, list[int]]]
 
 
@@ -118,16 +120,8 @@ def join_shards(state: Mapping[str, Any], folder: Path, parts: Collection[str]) 
         joined = {key: put(value) if key in SHARDED else value for key, value in chosen.items()}
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     # The state may come from anybody. torch's own exception is not one of Python's Exception.
-    except (
-        CheckpointException,
-        SafetensorError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as e:
-        raise ValueError(f"{folder}: not the shards of {folder.parent.name}: {e}") from e
+    except (CheckpointException, SafetensorError, *DAMAGED) as error:
+        raise ValueError(f"{folder}: not the shards of {folder.parent.name}: {error}") from error
     return joined
 
 
