@@ -177,7 +177,7 @@ def test_a_set_with_an_image_that_takes_long_is_refused(
     monkeypatch.setattr(decode, "DECODE_LIMIT_S", 0.3)
 
     def plant(place: Place) -> list[str]:
-        (images(place) / "a" / "99.jpg").write_bytes(slow_jpeg(2000, 300))
+        (images(place) / "a" / "99.jpg").write_bytes(slow_jpeg(2000, 1000))
         return IMAGES
 
     check_refused(plant, "99.jpg takes longer than 0.3 s to decode", place, capsys, monkeypatch)
