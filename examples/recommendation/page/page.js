@@ -94,7 +94,7 @@ function search() {
       row.append(button(each.text, `Add ${each.text}`, () => {
         history = [...history.filter((other) => other.item !== each.item), each];
         byId("text").value = "";
-        byId("found").hidden = true;
+        search();
         changed();
       }));
       return row;
