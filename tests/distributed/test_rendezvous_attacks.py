@@ -289,10 +289,10 @@ def meet(nodes: list[NodesRendezvous], between: Callable[[], None] = lambda: Non
 
 
 def _wait_for_state(first: NodesRendezvous) -> None:
-    """Until the first node has written that it takes part."""
+    """Until the first node has written that it takes part. Its own copy of the state has it a moment earlier."""
+    holder: Any = first._state_holder
     for _ in range(200):
-        state = first._state_holder.state
-        if state.participants:
+        if holder.state.participants and holder._backend.get_state() is not None:
             return
         threading.Event().wait(0.02)
     raise AssertionError("the first node does not join")

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from dcgan_runs import FAST
 from exports import changed_processing, fixed_batch, opened, rewrite_manifest, swapped_weights
+from onnx.numpy_helper import to_array
 
 import trainer
 from trainer.cli import main
@@ -85,6 +86,16 @@ def test_the_manifest_says_how_it_was_proved(run: Path, name: str) -> None:
         for path in (run / "export" / name).rglob("*")
         if path.is_file() and path.name != MANIFEST_FILE
     }
+
+
+@pytest.mark.slow
+def test_sums_of_products_of_8_bits_fit_in_16(run: Path, source_and_gate: Opened) -> None:
+    """x86 without VNNI adds two at a time: 2 * 255 * 64 < 2^15."""
+    export_format(*source_and_gate, "onnx_int8")
+    graph = onnx.load(run / "export" / "onnx_int8" / "model.onnx").graph
+    weights = [to_array(each) for each in graph.initializer if each.data_type == onnx.TensorProto.INT8 and each.dims]
+    assert sum(each.size for each in weights) > 40_000
+    assert max(np.abs(each.astype(int)).max() for each in weights) == 64
 
 
 def test_onnx_is_loaded_without_torch(run: Path) -> None:
