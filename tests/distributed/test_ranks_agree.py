@@ -14,6 +14,7 @@ from watching import WATCHED_WORDS, run_forked, written_lines
 
 from trainer.checkpoint import resume
 from trainer.checkpoint.store import CheckpointStore, read_manifest
+from trainer.faults.signals import STOP_FILE_VARIABLE
 from trainer.run.metrics_file import read_metrics
 
 # 61 validation points in batches of 20: the last one has a single point, so some ranks have none.
@@ -98,6 +99,20 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(fault: str, step: int, unint
     expected, resumed = load_file(uninterrupted / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
     assert untimed(run) == untimed(uninterrupted)
+
+
+# Of a signal to all ranks before the first step, one gets it while the other is in a collective with it.
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_of_a_peer_before_the_first_step_is_a_stop(rank: int, uninterrupted: Path, tmp_path: Path) -> None:
+    by_srun = {STOP_FILE_VARIABLE: str(tmp_path / "stopped")}
+    assert run_forked(TWO_RANKS, tmp_path, ranks=2, FAULT=f"preempted:{rank}", **by_srun) == [0, 0]
+    record = json.loads((run_of(tmp_path) / "run.json").read_text())
+    assert (record["status"], record["attempts"][0]["cause"]) == ("stopped", "on request before the first step")
+    assert (tmp_path / "stopped").exists()
+
+    assert run_forked(TWO_RANKS, tmp_path, ranks=2, **by_srun) == [0, 0]
+    assert not (tmp_path / "stopped").exists()
+    assert untimed(run_of(tmp_path)) == untimed(uninterrupted)
 
 
 def test_each_rank_has_its_own_random_stream(tmp_path: Path) -> None:

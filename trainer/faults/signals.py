@@ -64,6 +64,11 @@ def create_stop_file() -> bool:
     return True
 
 
+def has_stop_file() -> bool:
+    """Whether a rank has stopped on request."""
+    return STOP_FILE_VARIABLE in os.environ and Path(os.environ[STOP_FILE_VARIABLE]).exists()
+
+
 def remove_stop_file() -> None:
     """Remove the stop file, where the launcher has named one."""
     if STOP_FILE_VARIABLE in os.environ:

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 
 from trainer.collectives import Agreement
 from trainer.errors import EXIT_STOPPED
-from trainer.faults.signals import handle_stop_signals
+from trainer.faults.signals import create_stop_file, handle_stop_signals
 
 
 class StopRequested(Exception):
@@ -42,6 +42,8 @@ class StopOnSignal(pl.Callback):
             raise SystemExit(EXIT_STOPPED)
         self.requested = True
         if not self.training:
+            # Before the connections of this rank close, so that its peers know why.
+            create_stop_file()
             raise StopRequested("before the first step")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -22,6 +22,11 @@ PROBE_TIMEOUT_S = 1.0
 NETWORK = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection|[Ss]ocket|[Tt]imed out|timeout")
 
 
+def is_network_error(error: BaseException) -> bool:
+    """Whether a collective has failed because a connection has."""
+    return isinstance(error, RuntimeError) and NETWORK.search(str(error)) is not None
+
+
 class PeerLost(RankFailure):
     """A rank on another node has ended or cannot be reached."""
 
@@ -54,7 +59,7 @@ class Peers:
 
     def explain(self, error: BaseException) -> PeerLost | None:
         """Which peers a failed collective has lost; None where the error has another cause or all peers answer."""
-        if not isinstance(error, RuntimeError) or not NETWORK.search(str(error)):
+        if not is_network_error(error):
             return None
         with ThreadPoolExecutor(len(self.others)) as pool:
             states = dict(zip(self.others, pool.map(_probe, self.others), strict=True))

@@ -15,7 +15,7 @@ from trainer.config.compose import compose_mapping, without_secrets
 from trainer.config.nodes import node_range
 from trainer.config.schema import Config
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, MicroBatchTooLarge, UserError, nearest
-from trainer.faults.signals import create_stop_file, stop_before_training, stop_requested
+from trainer.faults.signals import create_stop_file, has_stop_file, stop_before_training, stop_requested
 from trainer.launch.agent import start_nodes, start_ranks
 from trainer.launch.nsys import needs_nsys, note_run, run_under_nsys
 from trainer.launch.process_group import process_group
@@ -130,6 +130,7 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> Outcome:
     """Train on this rank, inside its process group; rank 0 records a stop."""
     from trainer.engine.train import train
     from trainer.faults.stop import StopRequested
+    from trainer.launch.peers import is_network_error
 
     world = prepared.world
     note_run(run_dir)
@@ -141,6 +142,11 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> Outcome:
         return train(prepared.config, prepared.mapping, prepared.task, world, run_dir)
     except StopRequested as request:
         cause = f"on request {request}"
+    except RuntimeError as error:
+        # The signal that all ranks get has reached another one first, which ended before it could agree with this one.
+        if not (is_network_error(error) and has_stop_file()):
+            raise
+        cause = "on request before the first step"
     if world.rank == 0:
         # Elastic ends a rank by the same signal where another one has failed: the parent knows.
         if world.launcher != "elastic":
