@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from PIL import Image
 
 from trainer.cli import main
@@ -42,6 +43,8 @@ def words(in_directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    # A service of W&B that an earlier test has started keeps its files where HOME was then.
+    wandb.teardown()
     (in_directory / HOME).mkdir()
     (in_directory / "netrc").write_text(f"machine api.wandb.ai login user password {SECRETS['netrc']}\n")
     return [
