@@ -110,10 +110,22 @@ def test_scancel_saves_and_does_not_requeue(cluster: Cluster, tmp_path: Path) ->
     assert "Restarts=0" in job.facts()
 
 
+FAULTY = [f"plugins=[{SPIRALS},{REPOSITORY / 'tests' / 'fixtures' / 'faulty'}]", "task.name=faulty"]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_fails_before_the_first_step_ends_the_job(failing: int, cluster: Cluster, tmp_path: Path) -> None:
+    """The signal by which srun ends the other one is no request to stop, after which the job would be queued again."""
+    job = cluster.submit(tmp_path, *SPIRALS_WORDS, *FAULTY, TWO_NODES, FAULT=f"early:{failing}")
+    assert job.wait(180) == "FAILED", job.output()
+    assert "Restarts=0" in job.facts()
+    # Rank 0 prints for all: of an error that another one has alone, the exit code says that it was one.
+    assert ("the planted user error" if failing == 0 else "task 1: Exited with exit code 2") in job.output()
+
+
 @pytest.mark.parametrize("starter", ["srun", "torchrun"])
 def test_a_failed_rank_frees_both_nodes(starter: str, cluster: Cluster, tmp_path: Path) -> None:
-    faulty = [f"plugins=[{SPIRALS},{REPOSITORY / 'tests' / 'fixtures' / 'faulty'}]", "task.name=faulty"]
-    words = [*SPIRALS_WORDS, *faulty, "trainer.max_epochs=3000", TWO_NODES, f"launch.starter={starter}"]
+    words = [*SPIRALS_WORDS, *FAULTY, "trainer.max_epochs=3000", TWO_NODES, f"launch.starter={starter}"]
     job = cluster.submit(tmp_path, *words, "trainer.log_every_n_steps=1", FAULT="sigkill:1:40")
     wait_until(lambda: '"step": 39' in metrics_text(tmp_path), 180)
 

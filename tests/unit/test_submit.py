@@ -57,6 +57,15 @@ def test_a_job_that_has_ended_is_not_queued_again(code: int, tmp_path: Path) -> 
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(("code", "ended"), [(2, 2), (75, 1)])
+def test_a_job_of_which_a_rank_has_failed_is_not_queued_again(code: int, ended: int, tmp_path: Path) -> None:
+    ranks = f'touch "$TRAINER_STOP_FILE" "$TRAINER_STOP_FILE.failed"; exit {code}'
+    found, calls = run_job(tmp_path, script_of(), ranks)
+    assert found == ended
+    assert len(calls) == 1
+    assert not list(tmp_path.glob(".stopped-*"))
+
+
 def test_settings_are_those_of_the_configuration() -> None:
     words = [
         "trainer.accelerator=auto",

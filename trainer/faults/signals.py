@@ -19,6 +19,8 @@ Handler = Callable[[int, FrameType | None], Any]
 # Names a file that a stopped rank creates instead of exiting with 75: a launcher between the rank and the job script
 # would take that code for a failure. torchrun would restart the rank, and srun would kill its peers.
 STOP_FILE_VARIABLE = "TRAINER_STOP_FILE"
+# Appended to its name: a rank has failed, and the launcher has ended the others by a signal.
+FAILED = ".failed"
 _stop_requested = threading.Event()
 
 
@@ -64,12 +66,19 @@ def create_stop_file() -> bool:
     return True
 
 
+def create_failure_file() -> None:
+    """Let the launcher know that a rank has failed, where it has named a stop file: the job is not to run again."""
+    if STOP_FILE_VARIABLE in os.environ:
+        Path(os.environ[STOP_FILE_VARIABLE] + FAILED).touch()
+
+
 def has_stop_file() -> bool:
     """Whether a rank has stopped on request."""
     return STOP_FILE_VARIABLE in os.environ and Path(os.environ[STOP_FILE_VARIABLE]).exists()
 
 
 def remove_stop_file() -> None:
-    """Remove the stop file, where the launcher has named one."""
+    """Remove the stop file, where the launcher has named one, and what says that a rank has failed."""
     if STOP_FILE_VARIABLE in os.environ:
-        Path(os.environ[STOP_FILE_VARIABLE]).unlink(missing_ok=True)
+        for suffix in ("", FAILED):
+            Path(os.environ[STOP_FILE_VARIABLE] + suffix).unlink(missing_ok=True)

@@ -12,9 +12,10 @@ from typing import Any
 
 from trainer.collectives import all_gather_json, decide_on_rank_0
 from trainer.config.schema import Config
-from trainer.errors import EXIT_STOPPED, UserError
-from trainer.faults.signals import remove_stop_file, stop_requested
+from trainer.errors import EXIT_STOPPED, RankFailure, UserError
+from trainer.faults.signals import create_failure_file, remove_stop_file, stop_requested
 from trainer.launch.error_file import record_error
+from trainer.launch.peers import is_network_error
 from trainer.run.directory import Run, open_run
 from trainer.world import World
 
@@ -34,6 +35,9 @@ def reported_to_agent(world: World) -> Iterator[None]:
         if stop_requested():
             sys.exit(EXIT_STOPPED)
         record_error(error)
+        # A rank that has lost a peer says nothing about why.
+        if not isinstance(error, RankFailure) and not is_network_error(error):
+            create_failure_file()
         raise
 
 
