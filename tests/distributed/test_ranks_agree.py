@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,23 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(fault: str, step: int, unint
 # Of a signal to all ranks before the first step, one gets it while the other is in a collective with it.
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stop_of_a_peer_before_the_first_step_is_a_stop(rank: int, uninterrupted: Path, tmp_path: Path) -> None:
-    by_srun = {STOP_FILE_VARIABLE: str(tmp_path / "stopped")}
+    stopped, job = tmp_path / "stopped", str(os.getpid())
+    step = {"NUM_TASKS": "2", "NUM_NODES": "1", "NODELIST": "localhost", "TASKS_PER_NODE": "2"}
+
+    def start_as_srun(task: int) -> None:
+        for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            del os.environ[name]
+        os.environ.update({f"SLURM_STEP_{name}": value for name, value in step.items()})
+        os.environ.update(SLURM_JOB_ID=job, SLURM_STEP_ID="0", SLURM_PROCID=str(task), SLURM_LOCALID=str(task))
+
+    by_srun: dict[str, Any] = {"prepare": start_as_srun, STOP_FILE_VARIABLE: str(stopped)}
     assert run_forked(TWO_RANKS, tmp_path, ranks=2, FAULT=f"preempted:{rank}", **by_srun) == [0, 0]
     record = json.loads((run_of(tmp_path) / "run.json").read_text())
     assert (record["status"], record["attempts"][0]["cause"]) == ("stopped", "on request before the first step")
-    assert (tmp_path / "stopped").exists()
+    stopped.unlink()  # as the job script does, which fails if it is not there
 
     assert run_forked(TWO_RANKS, tmp_path, ranks=2, **by_srun) == [0, 0]
-    assert not (tmp_path / "stopped").exists()
+    assert not stopped.exists()
     assert untimed(run_of(tmp_path)) == untimed(uninterrupted)
 
 

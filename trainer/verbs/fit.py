@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from trainer.config.compose import compose_mapping, without_secrets
 from trainer.config.nodes import node_range
 from trainer.config.schema import Config
+from trainer.config.secrets import refer_to_environment
 from trainer.errors import EXIT_DONE, EXIT_STOPPED, MicroBatchTooLarge, UserError, nearest
 from trainer.faults.signals import create_stop_file, has_stop_file, stop_before_training, stop_requested
 from trainer.launch.agent import start_nodes, start_ranks
@@ -27,6 +29,8 @@ from trainer.run.record import Record
 from trainer.run.stored_config import plugins_word
 from trainer.verbs.prepare import Options, PreparedRun, prepare, take_options
 from trainer.world import World
+
+LOG = logging.getLogger(__name__)
 
 
 def fit(words: Sequence[str]) -> int:
@@ -143,10 +147,15 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> Outcome:
     except StopRequested as request:
         cause = f"on request {request}"
     except RuntimeError as error:
-        # The signal that all ranks get has reached another one first, which ended before it could agree with this one.
-        if not (is_network_error(error) and has_stop_file()):
+        # The signal that srun sends to all ranks has reached another one first, which ended before it could agree with
+        # this one. Under torchrun the agent has to see a failure: it may have ended that rank to start all of them again.
+        if not (world.launcher == "slurm" and is_network_error(error) and has_stop_file()):
             raise
         cause = "on request before the first step"
+    except UserError as error:
+        if world.rank != 0:  # the terminal has what rank 0 prints; this goes to the rank's own log
+            LOG.error(refer_to_environment("\n".join(error.lines)))
+        raise
     if world.rank == 0:
         # Elastic ends a rank by the same signal where another one has failed: the parent knows.
         if world.launcher != "elastic":
