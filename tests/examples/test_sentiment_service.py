@@ -182,7 +182,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
             continue
         command = command.replace("path/to/financial_phrasebank", str(SHARED_DATA / "financial_phrasebank"))
         command = command.replace("path/to/labelled.csv", "labelled.csv") + (QUICK if " data=" in line else "")
-        if line.partition("#")[0].rstrip().endswith(" train"):
+        if line.endswith(" train"):
             command = command.replace(" train", " train model=bert_tiny")
         if " serve" in line:
             command = f"exec {command} port=0"
