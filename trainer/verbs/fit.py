@@ -148,7 +148,7 @@ def fit_on_rank(prepared: PreparedRun, run_dir: Path) -> Outcome:
         cause = f"on request {request}"
     except RuntimeError as error:
         # The signal that srun sends to all ranks has reached another one first, which ended before it could agree with
-        # this one. Under torchrun the agent has to see a failure: it may have ended that rank to start all of them again.
+        # this one. Under torchrun the agent has to see a failure: it may have ended that rank to start all again.
         if not (world.launcher == "slurm" and is_network_error(error) and has_stop_file()):
             raise
         cause = "on request before the first step"
