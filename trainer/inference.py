@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -176,10 +176,16 @@ class Evaluation:
 class ExportableInference(Inference):
     """A trained model that can leave the framework, see docs/exporting.md.
 
-    prefix: of the network's names in model.safetensors, such as "model.".
+    prefix: of the network's names in model.safetensors, such as "model.". can_skip_padding: whether `without_padding`
+    gives a network that computes no padding.
     """
 
     prefix: str
+    can_skip_padding: bool = False
+
+    def without_padding(self) -> AbstractContextManager[nn.Module]:
+        """The network, which computes the same and, where it can, no padding. Graphs of ONNX are traced from it."""
+        return nullcontext(self.network)
 
     @abstractmethod
     def processing(self) -> Processing:

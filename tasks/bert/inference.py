@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -30,6 +31,7 @@ from tasks.bert.predict import (
     result_rows,
     write_rows,
 )
+from tasks.bert.unpadded import can_skip_padding, without_padding
 from trainer.collectives import all_reduce_sum, broadcast_json, is_first_rank
 from trainer.data.texts.buffer import EncodedTexts, TokenBatch, TokenBuffer, TokenSet
 from trainer.data.texts.tables import text_problem
@@ -103,6 +105,7 @@ class BertInference(ExportableInference):
         self.metric = "pearson" if spec.label_names is None else "accuracy"
         self.is_pair = spec.columns.text_pair is not None
         self.takes_types = takes_types
+        self.can_skip_padding = can_skip_padding(network.model)
 
     @classmethod
     def load(cls, config: BertConfig, run_dir: Path, device: torch.device) -> Self:
@@ -181,6 +184,13 @@ class BertInference(ExportableInference):
         texts = ("a short text", "a text that is a little longer")
         tensors = self.preprocess([(text, text) for text in texts] if self.is_pair else texts)
         return ExampleInputs(tensors, {name: {0: "batch", 1: "length"} for name in tensors})
+
+    @contextmanager
+    def without_padding(self) -> Iterator[nn.Module]:
+        """See ExportableInference."""
+        encoder = self.network.get_submodule("model")
+        with without_padding(encoder) if can_skip_padding(encoder) else nullcontext():
+            yield self.network
 
     def processing(self) -> Processing:
         """See ExportableInference."""

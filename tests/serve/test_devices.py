@@ -120,6 +120,8 @@ def test_two_workers_compute_at_the_same_time() -> None:
     both, workers = threading.Barrier(2, timeout=60), set[int]()
 
     class Meeting:
+        computes_padding = True
+
         def compute(self, worker: int, prepared: list[Any]) -> list[dict[str, Any]]:
             both.wait()
             workers.add(worker)

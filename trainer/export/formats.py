@@ -37,7 +37,8 @@ class Tolerance:
 class Format:
     """module: in this package, with `write(source, folder)` and `open_network(folder, gpu)`. packages: that it needs to
     run. writers: further ones to be written. is_native: it is machine code for one instruction set. gpu_runtime: the
-    package that computes it on GPUs; None where it computes on the CPU alone.
+    package that computes it on GPUs; None where it computes on the CPU alone. skips_padding: it is traced from
+    `without_padding` of the model.
     """
 
     module: str
@@ -46,9 +47,11 @@ class Format:
     writers: Sequence[str] = ()
     is_native: bool = False
     gpu_runtime: Literal["torch", "onnxruntime"] | None = None
+    skips_padding: bool = False
 
 
 EXACT, HALF = Tolerance(1e-4, 1e-5, 0.1), Tolerance(2e-2, 2e-3, 0.1)
+EIGHT_BITS = Tolerance(1.0, 0.1, 0.5, of_spread=True)
 ONNX, ONNX_WRITERS = ("onnx", "onnxruntime"), ("onnxscript",)
 
 # Half precision has 11 significant bits, so an output of 8 is known to 0.004. Eight bits are judged by the metric; the
@@ -58,9 +61,9 @@ FORMATS: Mapping[str, Format] = {
     "safetensors": Format("weights", EXACT, gpu_runtime="torch"),
     "torch_export": Format("program", EXACT, gpu_runtime="torch"),
     "aot_inductor": Format("compiled", EXACT, is_native=True),
-    "onnx": Format("onnx_file", EXACT, ONNX, ONNX_WRITERS, gpu_runtime="onnxruntime"),
-    "onnx_fp16": Format("onnx_fp16", HALF, ONNX, ONNX_WRITERS, gpu_runtime="onnxruntime"),
-    "onnx_int8": Format("onnx_int8", Tolerance(1.0, 0.1, 0.5, of_spread=True), ONNX, ONNX_WRITERS),
+    "onnx": Format("onnx_file", EXACT, ONNX, ONNX_WRITERS, gpu_runtime="onnxruntime", skips_padding=True),
+    "onnx_fp16": Format("onnx_fp16", HALF, ONNX, ONNX_WRITERS, gpu_runtime="onnxruntime", skips_padding=True),
+    "onnx_int8": Format("onnx_int8", EIGHT_BITS, ONNX, ONNX_WRITERS, skips_padding=True),
     "tensorrt": Format("tensorrt", HALF, ONNX, ONNX_WRITERS, gpu_runtime="onnxruntime"),
 }
 

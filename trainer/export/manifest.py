@@ -50,7 +50,8 @@ class Manifest(_Plain):
 
     run: directory, hash and W&B id. git: state of the code that exported. created: UTC. bound_to: device or instruction
     set that it runs on alone; None where it runs anywhere. arguments: dtype and shape of each, a name for a dimension
-    that varies. files: by path relative to the folder, all but the manifest itself.
+    that varies. computes_padding: whether an input costs as much as the longest of its batch. files: by path relative
+    to the folder, all but the manifest itself.
     """
 
     format: str
@@ -61,6 +62,7 @@ class Manifest(_Plain):
     versions: dict[str, str | None]
     bound_to: str | None
     arguments: dict[str, dict[str, Any]]
+    computes_padding: bool = True
     parity: Parity
     files: dict[str, FileDigest]
 

@@ -16,8 +16,10 @@ from trainer.export.quiet import quiet
 
 if TYPE_CHECKING:
     import onnx
+    from torch import nn
 
     from trainer.export.source import Source
+    from trainer.inference import ExampleInputs
 
 MODEL_FILE = "model.onnx"
 DATA_SUFFIX = ".data"  # of weights beside the graph
@@ -29,15 +31,20 @@ SLOWER_ON_CPU = ("SkipLayerNormFusion",)
 
 
 def write(source: Source, folder: Path) -> None:
-    """Write model.onnx."""
+    """Write model.onnx, which computes no padding where the network can do without."""
+    with source.model.without_padding() as network:
+        write_graph(network, source.model.example_inputs(), folder)
+
+
+def write_graph(network: nn.Module, example: ExampleInputs, folder: Path) -> None:
+    """Write model.onnx of a network."""
     import torch
 
-    example = source.model.example_inputs()
-    size = sum(tensor.nbytes for tensor in source.model.network.state_dict().values())
+    size = sum(tensor.nbytes for tensor in network.state_dict().values())
     with quiet():
         # fallback=True would hide the reason of a failure behind that of the older exporter.
         torch.onnx.export(
-            source.model.network,
+            network,
             (),
             str(folder / MODEL_FILE),
             kwargs=dict(example.tensors),

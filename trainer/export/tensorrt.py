@@ -16,7 +16,8 @@ PROVIDER = "TensorrtExecutionProvider"
 def write(source: Source, folder: Path) -> None:
     """Write model.onnx. Raises: UserError: no GPU, or no TensorRT."""
     _require()
-    onnx_file.write(source, folder)
+    # Tensors whose size depends on values, as those without padding, keep TensorRT from planning memory and kernels.
+    onnx_file.write_graph(source.model.network, source.model.example_inputs(), folder)
 
 
 def open_network(folder: Path, gpu: int | None) -> Any:

@@ -87,6 +87,7 @@ def _fill(source: Source, gate: Gate, name: str, folder: Path) -> Manifest:
             }
             for key, tensor in example.tensors.items()
         },
+        computes_padding=not (FORMATS[name].skips_padding and source.model.can_skip_padding),
         parity=parity,
         files=digests(folder),
     )

@@ -48,6 +48,11 @@ class ServedModel:
         outputs = self.exported.processing.outputs
         return outputs.names if isinstance(outputs, LabelOutputs) else None
 
+    @property
+    def computes_padding(self) -> bool:
+        """See Manifest."""
+        return self.exported.manifest.computes_padding
+
     def description(self) -> dict[str, Any]:
         """What GET /model says of it."""
         manifest = self.exported.manifest
