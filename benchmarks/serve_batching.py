@@ -2,9 +2,10 @@
 
     python -m trainer task=bert model=minilm run.name=minilm
     python -m trainer export run=outputs/bert/minilm format=onnx
-    OMP_NUM_THREADS=1 python -m benchmarks.serve_batching outputs/bert/minilm/export/onnx
+    python -m benchmarks.serve_batching outputs/bert/minilm/export/onnx 800
 
-Goal: at least twice the throughput for a BERT, at 32 clients. Both servers run; only the one that is measured has work.
+The last word is the number of requests in a round. Goal: at least twice the throughput for a BERT, at 32 clients. Both
+servers run; only the one that is measured has work.
 """
 
 import math
@@ -18,7 +19,7 @@ from trainer.bench.compare import compare
 from trainer.bench.comparison import Question
 from trainer.bench.rounds import Sample
 
-CLIENTS, REQUESTS, ROUNDS = 32, 800, 7
+CLIENTS, ROUNDS = 32, 7
 ALONE, BATCHES = "max_batch=1", "max_batch=32"
 
 
@@ -38,10 +39,11 @@ def sample(server: Served, bodies: list[bytes]) -> Sample:
 
 def main() -> int:
     """Measure, print and write. Returns: exit code."""
-    export, bodies = Path(sys.argv[1]), questions(REQUESTS)
+    export, bodies = Path(sys.argv[1]), questions(int(sys.argv[2]))
+    name = export.parents[1].name
     question = Question(
         "serve batching",
-        f"serving {export} with and without batches, {CLIENTS} clients",
+        f"serving the run {name} in the format {export.name} with and without batches, {CLIENTS} clients",
         "request",
         "wall time",
         "sum of the probabilities of all answers",
@@ -49,8 +51,8 @@ def main() -> int:
     )
     with served(export, ALONE) as alone, served(export, BATCHES) as batches:
         sides = {ALONE: lambda: sample(alone, bodies), BATCHES: lambda: sample(batches, bodies)}
-        comparison = compare(question, sides, ROUNDS, "python -m benchmarks.serve_batching EXPORT")
-    return write_comparison_result("serve-batching", comparison, {BATCHES: 0.5})
+        comparison = compare(question, sides, ROUNDS, f"python -m benchmarks.serve_batching EXPORT {len(bodies)}")
+    return write_comparison_result(f"serve-batching-{name}", comparison, {BATCHES: 0.5})
 
 
 if __name__ == "__main__":

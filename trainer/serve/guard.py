@@ -28,6 +28,7 @@ SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
+RAW_HEADERS = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
 
 def is_loopback(host: str) -> bool:
@@ -57,10 +58,9 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update(SECURITY_HEADERS)
+                message["headers"] = [*message["headers"], *RAW_HEADERS]
                 if self.service.draining:  # so that the client's next request goes to another server
-                    headers["connection"] = "close"
+                    MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
         refusal = self._refusal(scope, Headers(scope=scope))

@@ -54,8 +54,11 @@ def serve(config: ServeConfig) -> int:
             f"warning: host={config.host}: anyone who reaches it can use it; api_key_file=FILE asks for a key",
             file=sys.stderr,
         )
+    server = Server(service, folder, listener)
     try:
-        asyncio.run(Server(service, folder, listener).run())
+        # uvicorn chooses uvloop where it is installed, which takes less of the cores that compute.
+        with asyncio.Runner(loop_factory=server.uvicorn.config.get_loop_factory()) as runner:
+            runner.run(server.run())
     finally:
         listener.close()
         service.close()

@@ -21,6 +21,8 @@ from trainer.serve.problems import RequestProblem
 LOG = logging.getLogger("trainer.serve")
 # Decoding and tokenising release the interpreter for part of their time; more threads would only take it from workers.
 PREPARING_THREADS = 2
+# A body of so many bytes without an image is prepared in less time than a thread takes to get it and to hand it back.
+SHORT_BYTES = 1024
 
 
 class Service:
@@ -78,6 +80,8 @@ class Service:
             inputs = json_inputs(model, parse_json(body), self.config) if files is None else files
             return prepare(model, inputs, self.config)
 
+        if model.kind != "image" and len(body) <= SHORT_BYTES:
+            return parse()
         return await asyncio.get_running_loop().run_in_executor(self.preparing, parse)
 
     async def _results(self, items: Sequence[Item]) -> list[dict[str, Any]]:
