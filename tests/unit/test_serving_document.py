@@ -14,8 +14,9 @@ from trainer.cli import main
 PAGE = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
 (BLOCK,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line.removeprefix("python -m trainer ") for line in BLOCK.splitlines()]
-# What makes a command short, by its first words.
-QUICK = {"bench inference": ["calls=1", "batch=2"], "bench serve": ["rates=4,8", "seconds=1"]}
+# What makes a command short, by its first words. Within one second, 4 requests a second are not sustained where one
+# answer comes 40 ms later than another, as on a busy machine.
+QUICK = {"bench inference": ["calls=1", "batch=2"], "bench serve": ["rates=4,8", "seconds=3"]}
 
 
 def test_the_commands_are_those_of_the_way() -> None:
@@ -39,7 +40,8 @@ def test_the_commands_run(task: str, in_directory: Path, monkeypatch: pytest.Mon
         assert main([*shlex.split(load.replace("http://127.0.0.1:8000", url)), *QUICK["bench serve"], "out=load"]) == 0
     result = json.loads(Path("load/result.json").read_text())
     assert result["facts"]["model"]["task"] == task
-    assert result["highest"] is not None and all(row["failed"] == 0 for row in result["rows"])
+    assert result["highest"] is not None, result["rows"]
+    assert all(row["failed"] == 0 for row in result["rows"]), result["rows"]
     assert (run / "deploy" / "kubernetes" / "deployment.yaml").exists()
     (bench,) = Path("outputs/bench").glob("inference-*/result.md")
     assert "onnx" in bench.read_text()
