@@ -54,8 +54,8 @@ def serve(config: ServeConfig) -> int:
             f"warning: host={config.host}: anyone who reaches it can use it; api_key_file=FILE asks for a key",
             file=sys.stderr,
         )
-    server = Server(service, folder, listener)
     try:
+        server = Server(service, folder, listener)
         # uvicorn chooses uvloop where it is installed, which takes less of the cores that compute.
         with asyncio.Runner(loop_factory=server.uvicorn.config.get_loop_factory()) as runner:
             runner.run(server.run())
