@@ -59,6 +59,7 @@ def latencies(address: str, questions: Sequence[str], clients: int) -> tuple[np.
     """Seconds of each answer, and of all together, with so many clients at a time."""
 
     def ask(share: Sequence[str]) -> list[float]:
+        """Seconds of each answer to one client."""
         connection = http.client.HTTPConnection(address)
         taken = []
         for question in share:

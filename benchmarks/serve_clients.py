@@ -69,6 +69,7 @@ async def _drive(port: int, bodies: Sequence[bytes], clients: int, seconds: floa
     sent = 0
 
     async def client() -> None:
+        """Send the next body that no client has sent, until there is none or time is up."""
         nonlocal sent
         stream = None
         while sent < len(bodies) if end is None else time.perf_counter() < end:

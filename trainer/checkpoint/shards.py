@@ -41,6 +41,7 @@ def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Ten
     names: dict[object, str] = {}
 
     def take(node: Any, name: str) -> Any:
+        """The node with descriptions in place of its tensors, which go to `tensors`."""
         if isinstance(node, Mapping):
             return {key: take(value, f"{name}.{key}") for key, value in node.items()}
         if isinstance(node, list):
@@ -106,6 +107,7 @@ def join_shards(state: Mapping[str, Any], folder: Path, parts: Collection[str]) 
     tensors: dict[str, Tensor] = {}
 
     def put(node: Any) -> Any:
+        """The node with empty tensors in place of their descriptions."""
         if isinstance(node, Mapping) and PLACE in node:
             name = node[PLACE]
             if name not in tensors:

@@ -122,6 +122,7 @@ def _watching(networks: Mapping[str, nn.Module], finding: Finding) -> Iterator[N
     """Keep the first output of any part of a network that is not finite."""
 
     def look(name: str, part: nn.Module, inputs: Any, output: Any) -> None:
+        """A forward hook: record the output if it is the first one that is not finite."""
         tensors = [output] if isinstance(output, Tensor) else output if isinstance(output, (tuple, list)) else []
         for tensor in tensors:
             if finding.tensor is None and isinstance(tensor, Tensor) and not is_finite(tensor):

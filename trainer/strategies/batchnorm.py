@@ -43,6 +43,7 @@ class _GlobalNorm(Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, gradient: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        """Shapes: gradient (B, C, ...) -> gradients of values (B, C, ...), weight and bias (C,) of this rank's rows."""
         values, weight, mean, variance, count = ctx.saved_tensors
         # With `train` false the kernel takes mean and variance as constants, and returns the two sums over this rank's
         # rows that the rest needs: of gradient * normalised values (as that of the weight) and of gradient.
