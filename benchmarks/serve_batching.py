@@ -19,7 +19,7 @@ from trainer.bench.compare import compare
 from trainer.bench.comparison import Question
 from trainer.bench.rounds import Sample
 
-CLIENTS, ROUNDS = 32, 7
+CLIENTS, ROUNDS = 32, 15
 ALONE, BATCHES = "max_batch=1", "max_batch=32"
 
 

@@ -75,6 +75,16 @@ def test_the_mean_of_sentences_is_the_same(num_pooled: int, with_types: bool) ->
         torch.testing.assert_close(model(**batch), expected, rtol=0, atol=1e-5)
 
 
+@torch.inference_mode()
+def test_padding_may_stand_anywhere() -> None:
+    network = network_of("bert", num_pooled=1)
+    model, batch = TextNetwork(network), batch_of((6, 6, 6))
+    batch["attention_mask"] = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    expected = model(**batch)
+    with without_padding(network):
+        torch.testing.assert_close(model(**batch), expected, rtol=0, atol=1e-5)
+
+
 def test_an_architecture_that_rotates_positions_keeps_its_padding() -> None:
     config = CONFIG_MAPPING["modernbert"](**SIZES, pad_token_id=1, bos_token_id=2, eos_token_id=3, cls_token_id=2)
     assert not can_skip_padding(AutoModelForSequenceClassification.from_config(config))
@@ -91,6 +101,20 @@ def token_dimensions(file: Path, arrays: dict[str, Any]) -> set[tuple[int, ...]]
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     found = session.run([node.output[0] for node in products], arrays)
     return {np.shape(array)[:-1] for array in found}
+
+
+@torch.inference_mode()
+def test_shares_of_padding_are_no_subnormal_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, shares = network_of("bert"), list[torch.Tensor]()
+    softmax = torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda *args, **named: shares.append(softmax(*args, **named)) or shares[-1])
+    with without_padding(network):
+        TextNetwork(network)(**batch_of(LENGTHS))
+    assert len(shares) == SIZES["num_hidden_layers"]
+    padding = batch_of(LENGTHS)["attention_mask"].logical_not()[:, None, None, :]
+    for each in shares:
+        of_padding = each.masked_select(padding)
+        assert torch.finfo(torch.float32).tiny <= of_padding.min() and of_padding.max() < 1e-20
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (5,), (1,), (6, 6)])
