@@ -56,7 +56,7 @@ def built(*words: str) -> tuple[Config, DCGANData, DCGANModule, Any]:
 def train(folder: Path, config: Config, data: DCGANData, module: DCGANModule, world: Any) -> None:
     trainer = build_trainer(config, world, folder, [], [])
     trainer.fit(module, datamodule=data)
-    assert trainer.global_step == NUM_STEPS
+    assert trainer.global_step == config.trainer.max_steps
 
 
 class CountedSteps(pl.Callback):
@@ -145,7 +145,7 @@ def ordinary_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimi
 
 def first_steps(config: Config, data: DCGANData) -> Iterator[Any]:
     sampler = ShuffledSampler(len(data.sets["train"]), config.batch.global_size, config.seed)
-    yield from sampler.epoch_batches(0)[:NUM_STEPS]
+    yield from sampler.epoch_batches(0)[: config.trainer.max_steps]
 
 
 def assert_same_weights(ours: nn.Module, ordinary: nn.Module, tolerance: float) -> None:
@@ -159,7 +159,9 @@ def assert_same_weights(ours: nn.Module, ordinary: nn.Module, tolerance: float) 
         [],
         ["performance.channels_last=false", "trainer.gradient_clip_val=0.5"],
         ["batch.micro_size=8"],
-        ["task.discriminator_steps=3"],
+        # After 15 updates a rounding error has turned the sign of an input of a ReLU: on an Intel CPU with AVX-512 both
+        # loops are then 2e-4 away from the ordinary one in float64, after 6 updates 2e-7.
+        ["task.discriminator_steps=3", "trainer.max_steps=2"],
         ["task.discriminator_steps=2", "batch.micro_size=12", "trainer.gradient_clip_val=0.5"],
     ],
     ids=str,
