@@ -39,6 +39,11 @@ def line_of(code: str) -> int:
     ("kind", "code", "says"),
     [
         ("sigstop", "signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)", "a signal has stopped the process"),
+        (
+            "sigstop_crash",
+            "signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)",
+            "a signal has stopped the process",
+        ),
         ("gil", "ctypes.PyDLL(None).sleep(3600)", r"other for \d+ s"),
     ],
 )

@@ -54,3 +54,9 @@ def end_with_parent(number: int) -> None:
     pr_set_pdeathsig = 1
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
+def outlive_parent() -> None:
+    """Undo `end_with_parent`, and leave the parent's process group, which torch's agent kills as a whole."""
+    end_with_parent(0)
+    os.setsid()

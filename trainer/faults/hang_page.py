@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from trainer.faults.flight_recorder import page_lines
 from trainer.run.files import FAULTS_DIR, write_text
 
-RANKS_FOLDER = "hang"
+RANKS_FOLDER, ANNOUNCED = "hang", "announced"
+PAGE_WITHIN_S = 20.0
 NUM_ERROR_LINES = 3
 FRAME = re.compile(r'File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
 # Where a thread waits for another rank.
@@ -64,8 +66,40 @@ def error_lines(page: Path) -> list[str]:
     return page.read_text(encoding="utf-8").split("\n")[:NUM_ERROR_LINES]
 
 
+def ranks_folder(run_dir: Path) -> Path:
+    """Where the watchdogs of a run write what they know of their ranks."""
+    return run_dir / FAULTS_DIR / RANKS_FOLDER
+
+
+def announce_hang(run_dir: Path) -> None:
+    """Tell all watchdogs of a run that one of them is about to report."""
+    ranks_folder(run_dir).mkdir(parents=True, exist_ok=True)
+    (ranks_folder(run_dir) / ANNOUNCED).touch()
+
+
+def hang_announced(run_dir: Path) -> float:
+    """When a hang was last announced, in seconds since the epoch; 0 where none was."""
+    try:
+        return (ranks_folder(run_dir) / ANNOUNCED).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def newest_page(run_dir: Path, since_s: float) -> Path | None:
-    """The page about the newest hang. Args: since_s: pages that are older, in seconds since the epoch, do not count."""
+    """The page about the newest hang; where one was announced, waits until its page is there.
+
+    Args: since_s: hangs that are older, in seconds since the epoch, do not count.
+    """
+    announced_s = hang_announced(run_dir)
+    if announced_s < since_s:
+        return None
+    deadline = time.monotonic() + PAGE_WITHIN_S
+    while (page := _newest(run_dir, announced_s)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return page
+
+
+def _newest(run_dir: Path, since_s: float) -> Path | None:
     pages = [page for page in (run_dir / FAULTS_DIR).glob("hang-step-*.txt") if page.stat().st_mtime >= since_s]
     return max(pages, key=lambda page: page.stat().st_mtime, default=None)
 

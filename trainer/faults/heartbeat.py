@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +23,8 @@ import pytorch_lightning as pl
 
 from trainer.clock import BETWEEN_STEPS, STATES, State, StepClock
 from trainer.config.schema import Config
-from trainer.faults.watchdog import LAYOUT, STACK_SIGNAL, Limits, Watched
+from trainer.faults.hang_page import hang_announced
+from trainer.faults.watchdog import ALL_STACKS_SIGNAL, LAYOUT, REPORT_WITHIN_S, STACK_SIGNAL, Limits, Watched
 from trainer.world import World
 
 RECENT_STEPS = 50  # of which the longest counts
@@ -65,6 +67,7 @@ class Heartbeat(pl.Callback):
         os.ftruncate(self.memory, mmap.PAGESIZE)
         self.page = mmap.mmap(self.memory, mmap.PAGESIZE)
         self.step = trainer.global_step
+        self.announced_s = hang_announced(self.run_dir)
         self.started_ns = self.base_ns = time.monotonic_ns()
         self.clock.heartbeat = self
 
@@ -103,17 +106,23 @@ class Heartbeat(pl.Callback):
             self.process.wait()
             self.process = None
             faulthandler.unregister(STACK_SIGNAL)
+            faulthandler.unregister(ALL_STACKS_SIGNAL)
         self.page.close()
         os.close(self.memory)
         os.close(self.stacks)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Lightning's hook: the same."""
+        """Lightning's hook: the same, but the watchdog that is about to report, and to end this rank, does so."""
+        if self.process is not None and hang_announced(self.run_dir) != self.announced_s:
+            # The exception follows from the hang, such as a connection to a rank that has been ended.
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(REPORT_WITHIN_S)
         self.on_train_end(trainer, pl_module)
 
     def _start(self) -> None:
         assert self.limits is not None
-        faulthandler.register(STACK_SIGNAL, file=self.stacks, all_threads=True, chain=False)
+        faulthandler.register(STACK_SIGNAL, file=self.stacks, all_threads=False)
+        faulthandler.register(ALL_STACKS_SIGNAL, file=self.stacks, all_threads=True)
         watched = Watched(
             pid=os.getpid(),
             main_thread=threading.main_thread().ident or 0,

@@ -2,11 +2,12 @@
 
 It reads the rank's heartbeat (`heartbeat.py`) and imports neither torch nor anything that is large. A rank that holds
 the GIL still writes its stacks, since faulthandler's signal handler needs no GIL; a rank that is stopped does so once
-it continues.
+it continues. The report is written also where the rank ends before it is complete.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -20,19 +21,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.faults.exit import end_with_parent
+from trainer.faults.exit import end_with_parent, outlive_parent
 from trainer.faults.flight_recorder import dump
-from trainer.faults.hang_page import RANKS_FOLDER, error_lines, write_page
+from trainer.faults.hang_page import announce_hang, error_lines, hang_announced, ranks_folder, write_page
 from trainer.run.files import FAULTS_DIR, write_json
 
 # step, start of the step in progress, start of its state, longest recent step (ns); state, between steps, network
 LAYOUT = struct.Struct("<QQQQBB32s")
-STACK_SIGNAL = signal.SIGUSR2
+# The first makes the main thread write its own stack, the second those of all threads.
+STACK_SIGNAL, ALL_STACKS_SIGNAL = signal.SIGUSR2, signal.SIGURG
+MAIN_STACK_END = "in <module>"
 POLL_S = 0.5
 STACKS_WITHIN_S = 1.0
 PEERS_WITHIN_S = 3.0
 PAGE_WITHIN_S = 15.0
 DUMP_WITHIN_S = 3.0
+# From the announcement to the end of the last watchdog, with what is above.
+REPORT_WITHIN_S = 25.0
 # A pause of the watchdog itself, as of a suspended machine, says nothing about its rank.
 PAUSE_S = 5.0
 LONGEST_STEPS = 20
@@ -93,8 +98,8 @@ class Beat:
 def watch(watched: Watched) -> None:
     """Return when the rank has ended, or has been ended because it made no step."""
     page = mmap.mmap(watched.memory, mmap.PAGESIZE, prot=mmap.PROT_READ)
-    ranks = Path(watched.run_dir) / FAULTS_DIR / RANKS_FOLDER
-    reported = _changed(ranks)
+    run_dir = Path(watched.run_dir)
+    before = hang_announced(run_dir)
     overdue, resumed_s = 0, 0.0
     polled_s = time.monotonic()
     while os.getppid() == watched.pid:
@@ -107,27 +112,23 @@ def watch(watched: Watched) -> None:
         late = not beat.between_steps and now - max(beat.base_s, resumed_s) > watched.limits.of(beat.longest_s)
         # Twice, as the rank may have been writing while it was read.
         overdue = overdue + 1 if late else 0
-        announced = _changed(ranks) != reported
+        announced = hang_announced(run_dir) != before
         if overdue == 2 or announced:
+            outlive_parent()
             if not announced:
-                _announce(ranks)
+                announce_hang(run_dir)
+                # All watchdogs look at their ranks before any is asked for its stacks, which may wake it and its peers.
+                time.sleep(2.5 * POLL_S)
             _report(watched, beat)
-            os.kill(watched.pid, signal.SIGKILL)
+            if os.getppid() == watched.pid:
+                os.kill(watched.pid, signal.SIGKILL)
             return
-
-
-def _announce(ranks: Path) -> None:
-    """Let all watchdogs look at their ranks before any is asked for its stacks, which may wake it and its peers."""
-    ranks.mkdir(parents=True, exist_ok=True)
-    (ranks / "announced").unlink(missing_ok=True)
-    (ranks / "announced").touch()
-    time.sleep(2.5 * POLL_S)
 
 
 def _report(watched: Watched, beat: Beat) -> None:
     """Write down where this rank is; rank 0's watchdog also writes the page, and the others wait for it."""
     faults = Path(watched.run_dir) / FAULTS_DIR
-    ranks = faults / RANKS_FOLDER
+    ranks = ranks_folder(Path(watched.run_dir))
     began = time.time() - 2 * PEERS_WITHIN_S
     write_json(ranks / f"rank-{watched.rank}.json", _facts(watched, beat))
     dump(watched.rank, ranks, DUMP_WITHIN_S)
@@ -163,24 +164,52 @@ def _facts(watched: Watched, beat: Beat) -> dict[str, Any]:
 
 
 def _stacks(watched: Watched, process_state: str) -> str:
-    """What faulthandler writes of all threads. A rank that is stopped continues for it, and is ended afterwards."""
-    os.kill(watched.pid, STACK_SIGNAL)
-    if process_state == "T":
-        os.kill(watched.pid, signal.SIGCONT)
-    path = Path(f"/proc/self/fd/{watched.stacks}")
-    # The main thread's comes last, and ends in the call of the module.
-    _wait_for(lambda: "in <module>" in path.read_text(errors="replace"), STACKS_WITHIN_S)
-    return path.read_text(errors="replace")
+    """What faulthandler writes: of the main thread, and then of all. A rank that is stopped continues for it.
+
+    The main thread's own comes first, since it is where the rank was stopped, and since reading the stacks of threads
+    that run may end the rank by a segmentation fault.
+    """
+    with suppress(ProcessLookupError):
+        _kill_main_thread(watched.pid, STACK_SIGNAL)
+        if process_state == "T":
+            os.kill(watched.pid, signal.SIGCONT)
+    own = _written(watched.stacks, 0)
+    with suppress(ProcessLookupError):
+        os.kill(watched.pid, ALL_STACKS_SIGNAL)
+    return f"Thread 0x{watched.main_thread:016x}: {own}\n{_written(watched.stacks, len(own))}"
+
+
+def _kill_main_thread(pid: int, number: int) -> None:
+    """Send a signal to the main thread of a process; any thread may take one that is sent to the process.
+
+    Raises: ProcessLookupError: the process has ended.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "tgkill"):  # glibc before 2.30
+        os.kill(pid, number)
+    elif libc.tgkill(pid, pid, number):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _written(descriptor: int, start: int) -> str:
+    """What a rank writes after a signal, from a position on, up to the end of its main thread's stack."""
+    path, text = Path(f"/proc/self/fd/{descriptor}"), ""
+    deadline = time.monotonic() + STACKS_WITHIN_S
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        before, text = text, path.read_text(errors="replace")[start:]
+        # The end is not the last line where a program runs as a module.
+        if MAIN_STACK_END in text and text == before:
+            break
+    return text
 
 
 def _process_state(pid: int) -> str:
-    """The kernel's letter: R runs, S sleeps, T is stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def _changed(folder: Path) -> float | None:
-    """When a file was put into a folder; None where there is no folder."""
-    return folder.stat().st_mtime if folder.exists() else None
+    """The kernel's letter: R runs, S sleeps, T is stopped, Z has ended; empty where nothing is left of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _is_newer(path: Path, time_s: float) -> bool:
