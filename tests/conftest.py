@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.launch.rank_logs import RankLog
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 SPIRALS = REPOSITORY / "tests" / "fixtures" / "spirals"
@@ -69,7 +71,14 @@ def in_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 @pytest.fixture(autouse=True)
 def no_handler_is_left() -> Iterator[None]:
-    """A library's first message gives the root logger a handler, here one of the captured output of a single test."""
+    """A library's first message gives the root logger a handler, here one of the captured output of a single test.
+
+    A command in this process, also of a fixture of several tests, gives it the log of its run, whose directory goes.
+    """
     before = list(logging.root.handlers)
     yield
-    logging.root.handlers[:] = [each for each in logging.root.handlers if each in before]
+    for each in list(logging.root.handlers):
+        if each not in before or isinstance(each, RankLog):
+            logging.root.removeHandler(each)
+        if isinstance(each, RankLog):
+            each.close()
