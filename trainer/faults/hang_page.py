@@ -13,7 +13,7 @@ from trainer.faults.flight_recorder import page_lines
 from trainer.run.files import FAULTS_DIR, write_text
 
 RANKS_FOLDER, ANNOUNCED = "hang", "announced"
-PAGE_WITHIN_S = 20.0
+REPORT_WITHIN_S = 25.0  # from the announcement until the page is there and the watchdogs have ended their ranks
 NUM_ERROR_LINES = 3
 FRAME = re.compile(r'File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
 # Where a thread waits for another rank.
@@ -86,15 +86,14 @@ def hang_announced(run_dir: Path) -> float:
 
 
 def newest_page(run_dir: Path, since_s: float) -> Path | None:
-    """The page about the newest hang; where one was announced, waits until its page is there.
+    """The page about the newest hang; where one has just been announced, waits until its page is there.
 
     Args: since_s: hangs that are older, in seconds since the epoch, do not count.
     """
     announced_s = hang_announced(run_dir)
     if announced_s < since_s:
         return None
-    deadline = time.monotonic() + PAGE_WITHIN_S
-    while (page := _newest(run_dir, announced_s)) is None and time.monotonic() < deadline:
+    while (page := _newest(run_dir, announced_s)) is None and time.time() < announced_s + REPORT_WITHIN_S:
         time.sleep(0.05)
     return page
 

@@ -23,8 +23,8 @@ import pytorch_lightning as pl
 
 from trainer.clock import BETWEEN_STEPS, STATES, State, StepClock
 from trainer.config.schema import Config
-from trainer.faults.hang_page import hang_announced
-from trainer.faults.watchdog import ALL_STACKS_SIGNAL, LAYOUT, REPORT_WITHIN_S, STACK_SIGNAL, Limits, Watched
+from trainer.faults.hang_page import REPORT_WITHIN_S, hang_announced
+from trainer.faults.watchdog import ALL_STACKS_SIGNAL, LAYOUT, STACK_SIGNAL, Limits, Watched
 from trainer.world import World
 
 RECENT_STEPS = 50  # of which the longest counts

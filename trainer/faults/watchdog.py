@@ -36,8 +36,6 @@ STACKS_WITHIN_S = 1.0
 PEERS_WITHIN_S = 3.0
 PAGE_WITHIN_S = 15.0
 DUMP_WITHIN_S = 3.0
-# From the announcement to the end of the last watchdog, with what is above.
-REPORT_WITHIN_S = 25.0
 # A pause of the watchdog itself, as of a suspended machine, says nothing about its rank.
 PAUSE_S = 5.0
 LONGEST_STEPS = 20
