@@ -235,7 +235,7 @@ ROUTES = {
     "GET": ("GET", "/predict", {}, 405),
     "PUT": ("PUT", "/predict", {}, 405),
     "DELETE": ("DELETE", "/model", {}, 405),
-    "a method of its own": ("BREW", "/predict", {}, 405),
+    "a method of its own": ("BREW", "/predict", {}, 400),
     "no content type": ("POST", "/predict", {}, 415),
     "plain text": ("POST", "/predict", {"Content_Type": "text/plain"}, 415),
     "a form of addresses": ("POST", "/predict", {"Content_Type": "application/x-www-form-urlencoded"}, 415),
@@ -292,6 +292,13 @@ SMUGGLED = {
     "a chunk of no size": f"{HEAD}Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
     "a negative chunk": f"{HEAD}Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
     "a chunk of a huge size": f"{HEAD}Transfer-Encoding: chunked\r\n\r\n{'f' * 30}\r\n\r\n",
+    "a long extension of a chunk": f"{HEAD}Transfer-Encoding: chunked\r\n\r\n1;a={'b' * 20_000}\r\n[\r\n0\r\n\r\n",
+    "a long field behind the body": f"{HEAD}Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\n0\r\nX-A: {'b' * 20_000}",
+    "chunks in version 1.0": f"{HEAD}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n".replace("1.1", "1.0"),
+    "a target in UTF-8": "GET /m\xc3\xb6 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "another target": "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a target of a proxy": "GET http://attacker.example/model HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a tunnel": "CONNECT attacker.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "chunks that are longer than they say": f"{HEAD}Transfer-Encoding: chunked\r\n\r\n1\r\nabcdef\r\n0\r\n\r\n",
 }
 

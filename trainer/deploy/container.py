@@ -15,8 +15,8 @@ from trainer.export.processing import TextInputs
 
 # What serving a graph of ONNX imports, which is neither torch nor Lightning, and what `python -m trainer` looks for.
 REQUIREMENTS = (
-    "fastapi", "hydra-core", "jinja2", "numpy", "onnx", "onnxruntime", "pillow", "prometheus-client", "pydantic",
-    "python-multipart", "pyyaml", "rich", "uvicorn", "uvloop",
+    "fastapi", "httptools", "hydra-core", "jinja2", "numpy", "onnx", "onnxruntime", "pillow", "prometheus-client",
+    "pydantic", "python-multipart", "pyyaml", "rich", "uvicorn", "uvloop",
 )  # fmt: skip
 TEXT_REQUIREMENTS = ("tokenizers",)
 PORT = 8000

@@ -29,7 +29,6 @@ from trainer.serve.reload import signature, watch
 from trainer.serve.service import Service
 
 BACKLOG = 2048
-MAX_HEAD_BYTES = 2**14
 # Between the end of listening and that of idle connections: what was accepted last has time to send its request.
 SETTLE_S = 0.3
 SO_ATTACH_FILTER = 26  # of Linux; the module socket has no name for it
@@ -111,7 +110,6 @@ class Server:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_graceful_shutdown=int(config.body_s + config.request_s) + 1,
             )
         )

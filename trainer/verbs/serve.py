@@ -9,7 +9,7 @@ from trainer.errors import ConfigError, Problem, UserError
 from trainer.serve.config import ServeConfig
 from trainer.verbs.arguments import typed_arguments
 
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+PACKAGES = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart")
 
 
 def serve(words: Sequence[str]) -> int:
