@@ -1,8 +1,8 @@
 """Throughput of a server with dynamic batches, and of one that computes every input alone.
 
     python -m trainer task=bert model=minilm run.name=minilm
-    python -m trainer export run=outputs/bert/minilm format=onnx
-    python -m benchmarks.serve_batching outputs/bert/minilm/export/onnx 800
+    python -m trainer export run=outputs/bert/minilm format=onnx,onnx_int8
+    python -m benchmarks.serve_batching outputs/bert/minilm/export/onnx_int8 800
 
 The last word is the number of requests in a round. Goal: at least twice the throughput for a BERT, at 32 clients. Both
 servers run; only the one that is measured has work.
@@ -52,7 +52,7 @@ def main() -> int:
     with served(export, ALONE) as alone, served(export, BATCHES) as batches:
         sides = {ALONE: lambda: sample(alone, bodies), BATCHES: lambda: sample(batches, bodies)}
         comparison = compare(question, sides, ROUNDS, f"python -m benchmarks.serve_batching EXPORT {len(bodies)}")
-    return write_comparison_result(f"serve-batching-{name}", comparison, {BATCHES: 0.5})
+    return write_comparison_result(f"serve-batching-{name}-{export.name}", comparison, {BATCHES: 0.5})
 
 
 if __name__ == "__main__":
