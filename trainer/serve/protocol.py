@@ -1,7 +1,7 @@
 """HTTP/1.1 connections: uvicorn's, with deadlines, bounds, and no leniency in heads.
 
 A connection has one request at a time. What a client sends before it has the answer to its last request is not read,
-and the connection is closed after that answer, as RFC 9112 (9.3.2) allows; clients then send it again.
+and the connection is closed after that answer, as RFC 9112 (9.3.2) allows.
 """
 
 from __future__ import annotations
