@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from servers import read_all
+from watching import wait_until
 
 from trainer.serve.config import ServeConfig
 from trainer.serve.metrics import Metrics
@@ -22,10 +23,11 @@ CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n
 
 
 class Application:
-    """Answers with the body that it got, or waits until `answer` is set. seen: paths and headers of requests."""
+    """Answers with the body that it got, or waits until `answer` is set. seen: paths and headers of requests. connections: open."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, dict[bytes, bytes]]] = []
+        self.connections: set[Protocol] = set()
         self.answer = threading.Event()
         self.answer.set()
 
@@ -51,6 +53,7 @@ def listening(application: Application, **limits: float) -> Iterator[int]:
         server = uvicorn.Server(
             uvicorn.Config(application, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False)
         )
+        application.connections = server.server_state.connections  # pyright: ignore[reportAttributeAccessIssue]
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -88,11 +91,17 @@ def test_a_connection_is_kept_for_several_requests(application: Application, por
     assert [path for path, _ in application.seen] == ["/0", "/1", "/2"]
 
 
-def test_a_request_before_the_answer_to_the_last_one_is_not_read(application: Application, port: int) -> None:
+@pytest.mark.parametrize("behind", [GET % b"third", GET % (b"a" * 2 * MAX_HEAD_BYTES), b"\0" * 2 * MAX_HEAD_BYTES])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_request_before_the_answer_to_the_last_one_is_not_read(
+    together: bool, behind: bytes, application: Application, port: int
+) -> None:
     application.answer.clear()
     with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
-        client.sendall(GET % b"first" + GET % b"second")
-        client.sendall(GET % b"third")
+        client.sendall(GET % b"first" + (GET % b"second" if together else b""))
+        wait_until(lambda: bool(application.seen), 10)
+        client.sendall(behind)
+        wait_until(lambda: all(each._is_deaf for each in application.connections), 10)
         application.answer.set()
         received = read_all(client)
     assert received.count(b"HTTP/1.1 200 ") == 1

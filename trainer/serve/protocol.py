@@ -74,10 +74,10 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(refused.status, str(refused))
         except httptools.HttpParserError as error:
             self._refuse(400, f"the request is damaged: {error}")
-        if self._raw_bytes > MAX_HEAD_BYTES:
-            self._refuse(
-                431, f"a head has at most {MAX_HEAD_BYTES} bytes, and so has what comes between those of a body"
-            )
+        else:
+            if self._raw_bytes > MAX_HEAD_BYTES:
+                between = "and so has what comes between those of a body"
+                self._refuse(431, f"a head has at most {MAX_HEAD_BYTES} bytes, {between}")
         self._watch()
 
     def on_message_begin(self) -> None:
